@@ -1,0 +1,1 @@
+"""nanoinfer: a complete, fast, small LLM inference engine in torch and Triton."""

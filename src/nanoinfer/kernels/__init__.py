@@ -1,0 +1,1 @@
+"""Device kernels and, beside them, the same operations in plain PyTorch."""

@@ -1,0 +1,1 @@
+"""Touchstone: an instrument for measuring LLM inference engines."""

@@ -1,0 +1,93 @@
+"""What an engine must offer to lie under the instrument.
+
+Adapters live beside this file, one an engine; they are the only modules that import one, and only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from touchstone.records import EngineFacts, MemoryParts, Scalar, Trace
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be built or cannot do what was asked; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request: ids in, exactly `num_output_tokens` ids out (stop tokens are ignored).
+
+    `arrival_ns` counts from the start of the timed region; 0 means at once.
+    """
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    num_output_tokens: int
+    arrival_ns: int = 0
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can switch and what it reports.
+
+    `options` names the engine options that an arm may set. A metric whose facts an engine does not report is "not
+    available", with the text in `unreported` as the reason.
+    """
+
+    options: frozenset[str]
+    reports_steps: bool
+    reports_cached_tokens: bool
+    reports_memory_parts: bool
+    unreported: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How to build an engine: its name, the model (folder, hub id), and its options.
+
+    `synthetic_seed` asks for seeded random weights of the model's shape; None loads the real ones.
+    """
+
+    engine: str
+    model: str
+    device: str
+    dtype: str
+    synthetic_seed: int | None = None
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """An inference engine under test. Built by its adapter's `build(spec)`; lives in one process."""
+
+    capabilities: Capabilities
+
+    def facts(self) -> EngineFacts:
+        """Name, version, settings in force and model facts."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are drawn from `0 .. vocabulary_size - 1`."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Trace:
+        """Run the requests to their end and tell what happened.
+
+        `concurrency` bounds how many are in flight: 1 is one after the other, a request arriving when the one before
+        has ended; None submits each at its arrival time. Timing follows `touchstone.clock.timed_region`.
+        """
+        ...
+
+    def memory(self) -> MemoryParts | None:
+        """Where the bytes are after the runs so far; None where the engine cannot tell."""
+        ...
+
+    def close(self) -> None:
+        """Release the device and all helpers."""
+        ...
