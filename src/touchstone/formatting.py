@@ -1,0 +1,152 @@
+"""Numbers as the report prints them: digits cut to the noise, decimal units, the same text in both languages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from touchstone.records import Interval, MetricStatistics
+
+NOISE_DIGITS = 2  # the noise is known to two digits at best with a dozen processes
+DIGITS_WITHOUT_NOISE = 3  # a single value says nothing about its noise
+MAX_DIGITS = 6
+_GROUPING_FROM = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How values of one unit are shown: multiplied by `factor` and followed by `symbol`."""
+
+    factor: float
+    symbol: str
+
+    @property
+    def suffix(self) -> str:
+        """The symbol with the space before it; empty for a pure number."""
+        return f" {self.symbol}" if self.symbol else ""
+
+
+_BYTE_SCALES = ((1e9, Scale(1e-9, "GB")), (1e6, Scale(1e-6, "MB")), (1e3, Scale(1e-3, "kB")), (0.0, Scale(1.0, "B")))
+_SCALES = {
+    "ratio": Scale(1.0, ""),
+    "count": Scale(1.0, ""),
+    "1": Scale(1.0, ""),
+    "": Scale(1.0, ""),
+    "share": Scale(100.0, "%"),
+    "fraction": Scale(100.0, "%"),
+}
+
+
+def scale_for(unit: str, magnitude: float) -> Scale:
+    """Choose the scale in which values of `unit` around `magnitude` are read easily.
+
+    Bytes are decimal (1 GB = 10^9 bytes); shares become per cent; every other unit is shown as it is.
+    """
+    if unit in {"byte", "bytes", "B"}:
+        return next(scale for limit, scale in _BYTE_SCALES if abs(magnitude) >= limit)
+    return _SCALES.get(unit, Scale(1.0, unit))
+
+
+def significant_place(value: float, digits: int) -> int:
+    """Power of ten of the last of `digits` significant digits of `value`: 1434.13 to three digits gives 1.
+
+    Zero has no first digit; its last place is 0.
+    """
+    if value == 0:
+        return 0
+    # The exponent is read from the decimal notation, because log10 of 1000 may fall a hair below 3.
+    return int(f"{abs(value):.{digits - 1}e}".rpartition("e")[2]) - digits + 1
+
+
+def last_place(value: float, noise: float | None) -> int:
+    """Power of ten of the last digit worth printing.
+
+    That is the second significant digit of `noise`; without noise (None) the third of the value. Never more than six
+    significant digits of the value, and never a place above the value's own first digit.
+    """
+    finest = significant_place(value, MAX_DIGITS)
+    if noise is None:
+        return significant_place(value, DIGITS_WITHOUT_NOISE)
+    if noise == 0:
+        return finest
+    first_digit = significant_place(value, 1) if value else significant_place(noise, 1)
+    return min(max(significant_place(noise, NOISE_DIGITS), finest), first_digit)
+
+
+def fixed(value: float, place: int) -> str:
+    """Write `value` rounded at 10^place, without exponent, with thousands separators from 10,000 on."""
+    rounded = round(value, -place) if place > 0 else value
+    text = f"{rounded:,.{max(-place, 0)}f}"
+    if abs(rounded) < _GROUPING_FROM:
+        text = text.replace(",", "")
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def number(value: float, noise: float | None = None) -> str:
+    """Write a value with the digits that its noise allows; integers of type int are written whole."""
+    if isinstance(value, int):
+        return fixed(value, 0)
+    return fixed(value, last_place(value, noise))
+
+
+def exact(value: float) -> str:
+    """Write a value that carries no noise: whole numbers whole, others with at most six significant digits."""
+    if float(value).is_integer():
+        return fixed(value, 0)
+    text = fixed(value, significant_place(value, MAX_DIGITS))
+    return text.rstrip("0").rstrip(".")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share as per cent: 0.0123 is "1.2 %"."""
+    return f"{fixed(share * 100, -digits)} %"
+
+
+def noise_of(values: Sequence[float], interval: Interval | None) -> float | None:
+    """Half-width of the interval; without one half the range of the values; None for fewer than two values."""
+    if interval is not None:
+        return (interval.high - interval.low) / 2
+    if len(values) < 2:  # noqa: PLR2004  a range needs two values
+        return None
+    return (max(values) - min(values)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Notation:
+    """One way of writing for all values of a metric: a common scale and a common last digit."""
+
+    scale: Scale
+    place: int
+
+    def write(self, value: float) -> str:
+        """Write the value without its unit."""
+        return fixed(value * self.scale.factor, self.place)
+
+    def with_unit(self, value: float) -> str:
+        """Write the value with its unit."""
+        return self.write(value) + self.scale.suffix
+
+    def span(self, low: float, high: float) -> str:
+        """Write a range in brackets, with the unit."""
+        return f"[{self.write(low)}, {self.write(high)}]{self.scale.suffix}"
+
+    def listing(self, values: Iterable[float]) -> str:
+        """Write values after one another, without unit."""
+        return ", ".join(self.write(value) for value in values)
+
+
+def notation_for(statistics: MetricStatistics, *, exact_value: bool = False) -> Notation:
+    """How the numbers of one metric are written: all of them on the digits that the median's noise allows."""
+    centre = statistics.median if statistics.median is not None else next(iter(statistics.values), 0.0)
+    scale = scale_for(statistics.unit, centre)
+    shown = centre * scale.factor
+    if exact_value:
+        whole = all(float(value * scale.factor).is_integer() for value in statistics.values)
+        return Notation(scale, 0 if whole else significant_place(shown, MAX_DIGITS))
+    noise = noise_of(statistics.values, statistics.interval)
+    scaled = None if noise is None else noise * scale.factor
+    return Notation(scale, last_place(shown, scaled if scaled is None or math.isfinite(scaled) else None))
