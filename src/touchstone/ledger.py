@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
 from touchstone.canonical import atomic_write, canonical_json, sha256_hex, sync_directory
+from touchstone.clock import utc_now
 from touchstone.records import Attempt, EntryKind, Environment, LedgerEntry, QualityAttempt, Record, RunEvent, RunPlan
 
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ _BODY_OF_KIND: dict[EntryKind, type[Record]] = {
 
 class LedgerError(ValueError):
     """A ledger that cannot be trusted or used; the message names the file, the line and the cause."""
-
-
-def utc_now() -> str:
-    """Return the wall-clock time for records, ISO 8601 in UTC with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def read_ledger(path: Path) -> tuple[LedgerEntry, ...]:

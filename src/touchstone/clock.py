@@ -1,0 +1,66 @@
+"""The only place in Touchstone that synchronizes a device and reads time; a test holds the package to it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(slots=True)
+class Region:
+    """A stretch of work between two clock readings; `end_ns` is None while the work goes on."""
+
+    begin_ns: int
+    end_ns: int | None = None
+
+    @property
+    def duration_ns(self) -> int:
+        """How long the work took; RuntimeError before its end."""
+        if self.end_ns is None:
+            raise RuntimeError("the timed region has not ended yet; read its duration after the with block")
+        return self.end_ns - self.begin_ns
+
+
+@contextmanager
+def timed_region(device: str) -> Iterator[Region]:
+    """Time the work inside, with the device idle at both readings.
+
+    Without the first wait, work launched earlier would be charged to this region; without the second, work launched
+    here would not be.
+    """
+    synchronize(device)
+    region = Region(begin_ns=now_ns())
+    yield region
+    synchronize(device)
+    region.end_ns = now_ns()
+
+
+def synchronize(device: str) -> None:
+    """Wait until every visible GPU of a CUDA device kind has finished; a CPU has nothing to wait for."""
+    if not device.startswith("cuda"):
+        return
+    import torch  # noqa: PLC0415  the command line must not load torch to print its help
+
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(index)
+
+
+def now_ns() -> int:
+    """Return the host's monotonic clock, the one that `nanoinfer` stamps its facts with (`perf_counter_ns`)."""
+    return time.perf_counter_ns()
+
+
+def seconds_since(begin_ns: int) -> float:
+    """Return the seconds that have passed since a reading of `now_ns`."""
+    return (now_ns() - begin_ns) / 1e9
+
+
+def utc_now() -> str:
+    """Return the wall-clock time for records, ISO 8601 in UTC with milliseconds; never used to measure."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
