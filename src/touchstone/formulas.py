@@ -1,0 +1,270 @@
+"""The arithmetic of the metric dictionary: from the facts of one timed run to one value, or to why there is none.
+
+The symbols are those of `touchstone.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from touchstone import samples
+from touchstone.experiment import Bilingual
+from touchstone.quantities import Measured, NotAvailable, Quantity, Unit
+from touchstone.records import EngineFacts, MemoryParts, RequestTrace, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MIN_SAMPLES_FOR_P99 = 100
+NS_PER_S = 1e9
+NS_PER_MS = 1e6
+BYTES_PER_GB = 1e9
+
+Draw: TypeAlias = Callable[[Trace], Sequence[float] | NotAvailable]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What one timed run left behind."""
+
+    trace: Trace
+    memory: MemoryParts | None = None
+    engine: EngineFacts | None = None
+
+
+def sample_ms(draw: Draw, trace: Trace) -> tuple[float, ...] | NotAvailable:
+    """Draw the samples of one run in milliseconds, or say why there are none."""
+    if (reason := samples.unfinished(trace)) is not None:
+        return reason
+    drawn = draw(trace)
+    if isinstance(drawn, NotAvailable):
+        return drawn
+    if not drawn:
+        return NotAvailable(
+            Bilingual(
+                "every request returned a single token, so no gap exists", "每个请求只返回一个 token，没有间隔可测"
+            )
+        )
+    return tuple(value / NS_PER_MS for value in drawn)
+
+
+PERCENTILES: Mapping[str, float] = MappingProxyType({"p50": 50.0, "p90": 90.0, "p99": 99.0})
+
+
+def mean_of(draw: Draw, facts: RunFacts) -> Measured:
+    """Mean over the samples of the run."""
+    values = sample_ms(draw, facts.trace)
+    if isinstance(values, NotAvailable):
+        return values
+    return Quantity(float(np.mean(values)), Unit.MILLISECONDS, len(values), {"N": len(values)})
+
+
+def max_of(draw: Draw, facts: RunFacts) -> Measured:
+    """Largest sample of the run."""
+    values = sample_ms(draw, facts.trace)
+    if isinstance(values, NotAvailable):
+        return values
+    return Quantity(max(values), Unit.MILLISECONDS, len(values), {"N": len(values)})
+
+
+def percentile_of(draw: Draw, percent: float, facts: RunFacts) -> Measured:
+    """Percentile with linear interpolation; the 99th is withheld below 100 samples, where the maximum makes it."""
+    values = sample_ms(draw, facts.trace)
+    if isinstance(values, NotAvailable):
+        return values
+    if percent >= PERCENTILES["p99"] and len(values) < MIN_SAMPLES_FOR_P99:
+        return NotAvailable(
+            Bilingual(
+                f"{len(values)} samples in a run; the 99th percentile needs at least {MIN_SAMPLES_FOR_P99}",
+                f"每次运行只有 {len(values)} 个样本，p99 至少需要 {MIN_SAMPLES_FOR_P99} 个",
+            )
+        )
+    value = float(np.percentile(values, percent, method="linear"))
+    return Quantity(value, Unit.MILLISECONDS, len(values), {"N": len(values)})
+
+
+# --- rates and times of the whole run -------------------------------------------------------------------------------
+
+
+def token_rate(count: Callable[[RequestTrace], int | None], symbol: str, unit: Unit, facts: RunFacts) -> Measured:
+    """Divide the tokens that `count` finds in the requests by the window T."""
+    if (reason := samples.unfinished(facts.trace)) is not None:
+        return reason
+    counts = [count(request) for request in facts.trace.requests]
+    known = [value for value in counts if value is not None]
+    if len(known) < len(counts):
+        return NO_CACHED_TOKENS
+    seconds = samples.window_ns(facts.trace) / NS_PER_S
+    return Quantity(sum(known) / seconds, unit, terms={symbol: sum(known), "T": seconds})
+
+
+def uncached_and_output(request: RequestTrace) -> int | None:
+    """Prompt tokens that had to be computed plus output tokens; None where cached ones are not reported."""
+    cached = request.cached_tokens
+    return None if cached is None else request.prompt_tokens - cached + len(request.emissions)
+
+
+def step_rate(kind: str, facts: RunFacts) -> Measured:
+    """Tokens of the pure steps of one kind over their attributed time."""
+    steps = samples.steps_of_kind(facts.trace, kind)
+    if isinstance(steps, NotAvailable):
+        return steps
+    prefill = kind == "prefill"
+    tokens = sum(timed.step.prefill_tokens if prefill else timed.step.decode_tokens for timed in steps)
+    seconds = samples.total_attributed_ns(steps) / NS_PER_S
+    if seconds == 0:
+        return NotAvailable(Bilingual(f"the {kind} steps took no measurable time", "这些步的耗时低于时钟分辨率"))
+    unit = Unit.PREFILL_TOKENS_PER_S if prefill else Unit.DECODE_TOKENS_PER_S
+    return Quantity(
+        tokens / seconds, unit, terms={r"\sum p_j" if prefill else r"\sum d_j": tokens, r"\sum t_j": seconds}
+    )
+
+
+def total_time(facts: RunFacts) -> Measured:
+    """Window from the first arrival to the last token."""
+    if (reason := samples.unfinished(facts.trace)) is not None:
+        return reason
+    last = max(samples.token_times(facts.trace, request)[-1] for request in facts.trace.requests) / NS_PER_S
+    first = min(request.arrival_ns for request in facts.trace.requests) / NS_PER_S
+    return Quantity(
+        samples.window_ns(facts.trace) / NS_PER_S, Unit.SECONDS, terms={r"\max e_i": last, r"\min a_i": first}
+    )
+
+
+def mean_concurrency(facts: RunFacts) -> Measured:
+    """Mean number of requests in flight by Little's law."""
+    if (reason := samples.unfinished(facts.trace)) is not None:
+        return reason
+    seconds = samples.window_ns(facts.trace) / NS_PER_S
+    in_flight = sum(samples.total_latency(facts.trace)) / NS_PER_S
+    return Quantity(in_flight / seconds, Unit.REQUESTS, terms={r"\sum (e_i - a_i)": in_flight, "T": seconds})
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def mixed_tokens_per_step(facts: RunFacts) -> Measured:
+    """Mean tokens of a mixed step, prefill and decode together."""
+    steps = samples.steps_of_kind(facts.trace, "mixed")
+    if isinstance(steps, NotAvailable):
+        return steps
+    tokens = sum(timed.step.prefill_tokens + timed.step.decode_tokens for timed in steps)
+    terms = {r"\sum (p_j + d_j)": tokens, "N": len(steps)}
+    return Quantity(tokens / len(steps), Unit.TOKENS_PER_STEP, len(steps), terms)
+
+
+def step_time(kind: str, facts: RunFacts) -> Measured:
+    """Mean attributed time of the pure steps of one kind."""
+    steps = samples.steps_of_kind(facts.trace, kind)
+    if isinstance(steps, NotAvailable):
+        return steps
+    milliseconds = samples.total_attributed_ns(steps) / NS_PER_MS
+    terms = {r"\sum t_j": milliseconds, "N": len(steps)}
+    return Quantity(milliseconds / len(steps), Unit.MILLISECONDS, len(steps), terms)
+
+
+def cpu_overhead(facts: RunFacts) -> Measured:
+    """Mean host time of a pure decode step until its launch has returned."""
+    steps = samples.steps_of_kind(facts.trace, "decode")
+    if isinstance(steps, NotAvailable):
+        return steps
+    milliseconds = sum(timed.step.launched_ns - timed.step.begin_ns for timed in steps) / NS_PER_MS
+    terms = {r"\sum (l_j - b_j)": milliseconds, "N": len(steps)}
+    return Quantity(milliseconds / len(steps), Unit.MILLISECONDS, len(steps), terms)
+
+
+def device_idle_share(facts: RunFacts) -> Measured:
+    """Share of the pure decode steps' attributed time in which the device did not work, in per cent."""
+    steps = samples.steps_of_kind(facts.trace, "decode")
+    if isinstance(steps, NotAvailable):
+        return steps
+    device = [timed.step.device_ns for timed in steps if timed.step.device_ns is not None]
+    total = samples.total_attributed_ns(steps)
+    if len(device) < len(steps) or total == 0:
+        return NotAvailable(Bilingual("the device's own time of a step was not recorded", "没有记录设备自身的每步耗时"))
+    terms = {r"\sum g_j": sum(device) / NS_PER_MS, r"\sum t_j": total / NS_PER_MS}
+    return Quantity(100 * (1 - sum(device) / total), Unit.PERCENT, len(steps), terms)
+
+
+# --- cache and scheduling -------------------------------------------------------------------------------------------
+
+NO_CACHED_TOKENS = NotAvailable(
+    Bilingual("the engine does not report cached prompt tokens", "该引擎不报告命中缓存的提示 token 数")
+)
+
+
+def cache_hit_rate(facts: RunFacts) -> Measured:
+    """Cached over all prompt tokens, in per cent."""
+    cached = [request.cached_tokens for request in facts.trace.requests if request.cached_tokens is not None]
+    prompt = sum(request.prompt_tokens for request in facts.trace.requests)
+    if len(cached) < len(facts.trace.requests):
+        return NO_CACHED_TOKENS
+    if prompt == 0:
+        return samples.NO_REQUESTS
+    return Quantity(100 * sum(cached) / prompt, Unit.PERCENT, terms={r"\sum c_i": sum(cached), r"\sum L_i": prompt})
+
+
+def prompt_tokens_computed(facts: RunFacts) -> Measured:
+    """Prompt positions computed in all steps, those computed again included."""
+    if facts.trace.steps is None:
+        return samples.NO_STEPS
+    return Quantity(sum(step.prefill_tokens for step in facts.trace.steps), Unit.TOKENS)
+
+
+def peak_concurrency(facts: RunFacts) -> Measured:
+    """Most requests running at once."""
+    if facts.trace.peak_concurrency is None:
+        return NotAvailable(
+            Bilingual("the engine does not report how many requests ran at once", "该引擎不报告同时运行的请求数")
+        )
+    return Quantity(facts.trace.peak_concurrency, Unit.REQUESTS)
+
+
+def preemptions(facts: RunFacts) -> Measured:
+    """Preemptions over all requests."""
+    known = [request.preemptions for request in facts.trace.requests if request.preemptions is not None]
+    if len(known) < len(facts.trace.requests):
+        return NotAvailable(Bilingual("the engine does not report preemptions", "该引擎不报告抢占次数"))
+    return Quantity(sum(known), Unit.PREEMPTIONS)
+
+
+def kv_occupancy(facts: RunFacts) -> Measured:
+    """Blocks in use at the peak over all blocks; the pool's size from the engine's settings or its memory parts."""
+    used, pool = facts.trace.peak_kv_blocks_used, pool_blocks(facts)
+    if used is None or pool is None:
+        return NotAvailable(
+            Bilingual("the engine does not report how full its KV cache was", "该引擎不报告 KV 缓存的占用情况")
+        )
+    return Quantity(100 * used / pool, Unit.PERCENT, terms={"B_{used}": used, "B_{pool}": pool})
+
+
+def pool_blocks(facts: RunFacts) -> int | None:
+    """Size of the KV pool in blocks, None where nothing tells it."""
+    setting = facts.engine.settings.get("num_kv_blocks") if facts.engine is not None else None
+    if isinstance(setting, int) and not isinstance(setting, bool) and setting > 0:
+        return setting
+    if facts.memory is not None and facts.memory.kv_block_bytes > 0:
+        return facts.memory.kv_pool_bytes // facts.memory.kv_block_bytes or None
+    return None
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+NO_MEMORY = NotAvailable(Bilingual("memory parts were not measured in this run", "本次运行没有测量各部分内存"))
+
+
+def memory_part(part: Callable[[MemoryParts], int | None], facts: RunFacts) -> Measured:
+    """One part of the memory in GB."""
+    if facts.memory is None:
+        return NO_MEMORY
+    size = part(facts.memory)
+    if size is None:
+        return NotAvailable(
+            Bilingual("the engine cannot tell this part of its memory", "该引擎无法给出这一部分内存的大小")
+        )
+    return Quantity(size / BYTES_PER_GB, Unit.GIGABYTES, terms={"M": size})

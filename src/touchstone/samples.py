@@ -1,0 +1,142 @@
+"""Per-request and per-step samples of one trace: the raw material of every metric, in host nanoseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from touchstone.experiment import Bilingual
+from touchstone.quantities import NotAvailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from touchstone.records import RequestTrace, StepTrace, Trace
+
+NO_STEPS = NotAvailable(Bilingual("the engine does not report its steps", "该引擎不报告每一步的信息"))
+NO_SCHEDULED = NotAvailable(
+    Bilingual("the engine does not report when a request was first scheduled", "该引擎不报告请求首次进入调度的时间")
+)
+NO_REQUESTS = NotAvailable(Bilingual("the trace holds no request", "记录中没有请求"))
+
+
+@dataclass(frozen=True, slots=True)
+class TimedStep:
+    """A step and the time attributed to it alone."""
+
+    step: StepTrace
+    attributed_ns: int
+
+
+def token_times(trace: Trace, request: RequestTrace) -> tuple[int, ...]:
+    """When each output token of the request was on the host."""
+    return tuple(trace.emission_times_ns[index] for index in request.emissions)
+
+
+def unfinished(trace: Trace) -> NotAvailable | None:
+    """Why no time of the whole run can be had: it is empty, or a request returned no token. None when it can."""
+    if not trace.requests:
+        return NO_REQUESTS
+    for request in trace.requests:
+        if not request.emissions:
+            name = request.request_id
+            return NotAvailable(Bilingual(f"request {name} returned no token", f"请求 {name} 没有返回任何 token"))
+    return None
+
+
+def ttft(trace: Trace) -> tuple[int, ...]:
+    """Arrival to first token on the host, f - a, one value a request."""
+    return tuple(token_times(trace, request)[0] - request.arrival_ns for request in trace.requests)
+
+
+def total_latency(trace: Trace) -> tuple[int, ...]:
+    """Arrival to last token on the host, e - a, one value a request."""
+    return tuple(token_times(trace, request)[-1] - request.arrival_ns for request in trace.requests)
+
+
+def queue_time(trace: Trace) -> tuple[int, ...] | NotAvailable:
+    """Arrival to the first step that holds the request, s - a."""
+    scheduled = _scheduled(trace)
+    if isinstance(scheduled, NotAvailable):
+        return scheduled
+    return tuple(begin - request.arrival_ns for begin, request in zip(scheduled, trace.requests, strict=True))
+
+
+def prefill_time(trace: Trace) -> tuple[int, ...] | NotAvailable:
+    """First step that holds the request to its first token on the host, f - s."""
+    scheduled = _scheduled(trace)
+    if isinstance(scheduled, NotAvailable):
+        return scheduled
+    pairs = zip(scheduled, trace.requests, strict=True)
+    return tuple(token_times(trace, request)[0] - begin for begin, request in pairs)
+
+
+def tpot(trace: Trace) -> tuple[float, ...]:
+    """Mean time of the tokens after the first, (e - f) / (n - 1), one value for each request with n >= 2."""
+    times = (token_times(trace, request) for request in trace.requests)
+    return tuple((row[-1] - row[0]) / (len(row) - 1) for row in times if len(row) > 1)
+
+
+def itl(trace: Trace) -> tuple[int, ...]:
+    """Gaps between consecutive tokens of a request on the host, unsmoothed, pooled over the requests."""
+    rows = (token_times(trace, request) for request in trace.requests)
+    return tuple(later - earlier for row in rows for earlier, later in pairwise(row))
+
+
+def window_ns(trace: Trace) -> int:
+    """First arrival to last token on the host, T = max e - min a. Every request must have a token."""
+    last = max(token_times(trace, request)[-1] for request in trace.requests)
+    return last - min(request.arrival_ns for request in trace.requests)
+
+
+def attribute_time(steps: Sequence[StepTrace]) -> tuple[TimedStep, ...]:
+    """Give every instant to at most one step.
+
+    An engine that overlaps host and device begins step j + 1 before step j has ended, so the intervals [begin, end]
+    overlap and their lengths count time twice. Attributed to step j, in the order of the beginnings, is
+
+        t_j = max(0, end_j - max(begin_j, latest end before))
+
+         begin_1        end_1       end_2
+            |--- step 1 ---|           |
+                   |------ step 2 -----|
+            |<--- t_1 --->|<-- t_2 --->|
+
+    so that the sum is the length of the union of the intervals: never more than the window, and without idle gaps.
+    """
+    latest: int | None = None
+    timed = []
+    for step in sorted(steps, key=lambda step: (step.begin_ns, step.end_ns)):
+        start = step.begin_ns if latest is None else max(step.begin_ns, latest)
+        timed.append(TimedStep(step, max(0, step.end_ns - start)))
+        latest = step.end_ns if latest is None else max(latest, step.end_ns)
+    return tuple(timed)
+
+
+def steps_of_kind(trace: Trace, kind: str) -> tuple[TimedStep, ...] | NotAvailable:
+    """Select the steps of one kind ("prefill", "decode", "mixed"), with their attributed times."""
+    if trace.steps is None:
+        return NO_STEPS
+    chosen = tuple(timed for timed in attribute_time(trace.steps) if timed.step.kind == kind)
+    if not chosen:
+        texts = {"prefill": "纯预填充", "decode": "纯解码", "mixed": "混合"}
+        english = kind if kind == "mixed" else f"pure {kind}"
+        return NotAvailable(Bilingual(f"the run had no {english} step", f"本次运行没有{texts[kind]}步"))
+    return chosen
+
+
+def total_attributed_ns(steps: Iterable[TimedStep]) -> int:
+    """Sum of the times that belong to these steps alone."""
+    return sum(timed.attributed_ns for timed in steps)
+
+
+def _scheduled(trace: Trace) -> tuple[int, ...] | NotAvailable:
+    found = tuple(request.scheduled_ns for request in trace.requests if request.scheduled_ns is not None)
+    if len(found) < len(trace.requests):
+        return NotAvailable(
+            Bilingual(
+                "the engine does not report when a request was first scheduled", "该引擎不报告请求首次被调度的时间"
+            )
+        )
+    return found
