@@ -73,7 +73,8 @@ class Request:
     `token_ids` are the prompt and then every output token that the host has seen. `num_scheduled_tokens` counts the
     positions whose keys and values are computed or on their way in a launched step; `num_pending_outputs` counts
     sampled tokens that exist on the device only, because their step is not committed yet. So while nothing is in
-    flight, a decoding request has `num_scheduled_tokens == len(token_ids) - 1`.
+    flight, a decoding request has `num_scheduled_tokens == len(token_ids) - 1`. `block_digests` are the chained content
+    hashes of the full blocks of `token_ids`, as far as they were needed; they outlive a preemption.
     """
 
     request_id: int
@@ -85,6 +86,7 @@ class Request:
     finish_reason: FinishReason | None = None
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
+    block_digests: list[bytes] = field(default_factory=list)
     num_scheduled_tokens: int = 0
     num_pending_outputs: int = 0
     num_cached_tokens: int = 0
