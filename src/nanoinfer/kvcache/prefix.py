@@ -23,9 +23,10 @@ DIGEST_BYTES = 16
 def extend_chain(digests: list[bytes], token_ids: Sequence[int], block_size: int, num_blocks: int) -> None:
     """Append the digests that are missing for the first `num_blocks` full blocks of `token_ids`."""
     parent = digests[-1] if digests else b""
-    for start in range(len(digests) * block_size, num_blocks * block_size, block_size):
-        content = array("i", token_ids[start : start + block_size]).tobytes()
-        parent = blake2b(parent + content, digest_size=DIGEST_BYTES).digest()
+    content = array("i", token_ids[len(digests) * block_size : num_blocks * block_size])
+    block_bytes, content_bytes = block_size * content.itemsize, content.tobytes()
+    for start in range(0, len(content_bytes), block_bytes):
+        parent = blake2b(parent + content_bytes[start : start + block_bytes], digest_size=DIGEST_BYTES).digest()
         digests.append(parent)
 
 
