@@ -1,0 +1,78 @@
+"""The only task list: `nox -l` shows it, `nox -s NAME -- ARGUMENTS` runs one.
+
+All sessions share the one environment `.venv`, because installing torch once for each would take minutes.
+`nox --no-venv` takes the environment that nox itself runs in, and installs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.4"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"  # see python_of
+
+RESULTS = "results"
+PYTHON_CODE = ("src", "bench", "quality", "tools", "tests", "noxfile.py")
+
+
+def python_of(session: nox.Session) -> str:
+    """Interpreter for a session: .venv's, brought in line with the locks; with --no-venv the one that runs nox."""
+    if session._runner.global_config.no_venv:  # noqa: SLF001  nox offers no public way to see the switch
+        session.env["PYTHONPATH"] = str(Path("src").resolve())
+        return sys.executable
+    session.run("sh", "tools/environment.sh", external=True, log=False)
+    return str(Path(".venv/bin/python").resolve(strict=False).absolute())
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Measure what this machine can measure, then write both reports into results/ (arguments go to the run)."""
+    python = python_of(session)
+    session.run(python, "-m", "touchstone", "run", "--profile", "auto", "--out", RESULTS, *session.posargs)
+    session.run(python, "-m", "touchstone", "report", RESULTS)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure only; arguments go to `touchstone run`, such as --only 1.1,1.2 --model FOLDER --resume."""
+    arguments = ["--profile", "auto", "--out", RESULTS, *session.posargs]
+    session.run(python_of(session), "-m", "touchstone", "run", *arguments)
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """Print the code metrics of test 4.1 for this project, or for any tree: -- PATH."""
+    session.run(python_of(session), "quality/code_metrics.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the CPU tests in parallel with coverage, or pytest with exactly the arguments given: -- -m gpu."""
+    parallel = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")
+    arguments = session.posargs or [*parallel, "--cov", "--cov-report=term:skip-covered"]
+    one_thread = {"OMP_NUM_THREADS": "1"}  # several processes share the cores, and the models under test are tiny
+    session.run(python_of(session), "-m", "pytest", *arguments, env=one_thread)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check with ruff: all rules, and the format."""
+    python = python_of(session)
+    session.run(python, "-m", "ruff", "check", *(session.posargs or ["."]))
+    session.run(python, "-m", "ruff", "format", "--check", *(session.posargs or ["."]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy, strictly."""
+    session.run(python_of(session), "-m", "mypy", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Remake requirements/*.txt and environment.yml from pyproject.toml: -- --upgrade takes newer versions."""
+    session.run(python_of(session), "tools/lock.py", *session.posargs)
