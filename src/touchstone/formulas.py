@@ -199,7 +199,7 @@ NO_CACHED_TOKENS = NotAvailable(
 
 
 def cache_hit_rate(facts: RunFacts) -> Measured:
-    """Cached over all prompt tokens, in per cent."""
+    """Divide cached by all prompt tokens, in per cent."""
     cached = [request.cached_tokens for request in facts.trace.requests if request.cached_tokens is not None]
     prompt = sum(request.prompt_tokens for request in facts.trace.requests)
     if len(cached) < len(facts.trace.requests):

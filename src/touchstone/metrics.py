@@ -129,7 +129,7 @@ SAMPLES: Mapping[str, SampleDefinition] = MappingProxyType(
             SampleDefinition(
                 "total_latency",
                 Bilingual("total latency", "总延迟"),
-                r"e_i - a_i = \mathrm{TTFT}_i + \mathrm{TPOT}_i \cdot (n_i - 1)",
+                "e_i - a_i",
                 Bilingual("host clock, per request, arrival to last token", "主机时钟，逐请求，从到达至最后一个 token"),
                 samples.total_latency,
             ),
