@@ -1,0 +1,500 @@
+"""Every record that Touchstone writes, as frozen pydantic models; the JSON Schemas are exported from here.
+
+Units are part of the names: `_ns`, `_s`, `_bytes`, `_tokens`. A fact that was not obtained is None, never 0.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Scalar = bool | int | float | str | None
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- environment ----------------------------------------------------------------------------------------------------
+
+
+class Gpu(Record):
+    """One NVIDIA device as the driver describes it."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    compute_capability: str | None
+    power_limit_w: float | None
+
+
+class Hardware(Record):
+    """The machine, captured and never typed in."""
+
+    host_id: str = Field(description="first 12 hex digits of the SHA-256 of the machine id; names no host")
+    cpu_model: str
+    cpu_physical_cores: int | None
+    cpu_logical_cores: int
+    cpu_usable_cores: int = Field(description="cores in this process's affinity mask")
+    cgroup_cpu_cores: float | None = Field(description="CPU quota of the control group in cores; None without a limit")
+    cgroup_memory_bytes: int | None = Field(description="memory limit of the control group; None without a limit")
+    memory_bytes: int
+    gpus: tuple[Gpu, ...]
+
+
+class Software(Record):
+    """Versions in force. `packages` maps distribution names to versions."""
+
+    os: str
+    kernel: str
+    python: str
+    driver: str | None
+    cuda: str | None
+    packages: dict[str, str]
+
+
+class Source(Record):
+    """Which code ran."""
+
+    commit: str | None
+    dirty: bool | None
+    diff_sha256: Sha256 | None = Field(description="hash of the uncommitted changes; None on a clean tree")
+    lock_sha256: Sha256 | None = Field(description="hash of the pinned requirement files, concatenated in name order")
+
+
+class Environment(Record):
+    """Where the numbers come from. `fingerprint` is the SHA-256 of the other fields in canonical JSON."""
+
+    hardware: Hardware
+    software: Software
+    source: Source
+    fingerprint: Sha256
+
+
+# --- traces: what one timed repetition leaves behind ----------------------------------------------------------------
+
+
+class RequestTrace(Record):
+    """Facts about one request; times are host nanoseconds since the trace began (arrivals may be 0).
+
+    `emissions` index the trace's `emission_times_ns`: entry i is the moment when output token i was on the host.
+    """
+
+    request_id: int
+    arrival_ns: int
+    scheduled_ns: int | None
+    prompt_tokens: int
+    cached_tokens: int | None
+    requested_tokens: int
+    emissions: tuple[int, ...]
+    finish_reason: str
+    output_sha256: Sha256 = Field(description="SHA-256 of the output ids as little-endian int32")
+    distinct_tokens: int
+    preemptions: int | None
+
+
+class StepTrace(Record):
+    """Facts about one engine step; times are host nanoseconds since the trace began."""
+
+    kind: Literal["prefill", "decode", "mixed"]
+    prefill_tokens: int
+    decode_tokens: int
+    batch: int
+    graph: bool
+    begin_ns: int
+    launched_ns: int
+    end_ns: int
+    device_ns: int | None
+
+
+class Trace(Record):
+    """One timed repetition. `steps` is None for an engine that does not tell its steps.
+
+    `duration_ns` runs from the first submission to the last token with the device synchronized on both sides.
+    """
+
+    duration_ns: int
+    emission_times_ns: tuple[int, ...]
+    requests: tuple[RequestTrace, ...]
+    steps: tuple[StepTrace, ...] | None
+    peak_concurrency: int | None
+    peak_kv_blocks_used: int | None
+    output_sha256: Sha256 = Field(description="SHA-256 over the requests' output hashes in request order")
+
+
+class MemoryParts(Record):
+    """Where the bytes are, device memory on a GPU and resident memory of the process without one.
+
+    `weights + kv_pool + activations_peak + cuda_graphs + context_and_other + residual == device_total_peak`.
+    `context_and_other` is measured before the engine exists; `residual` is what remains unexplained, and may be
+    negative.
+    """
+
+    device: str
+    weights_bytes: int = Field(description="unique parameter storages")
+    kv_pool_bytes: int
+    kv_block_bytes: int
+    kv_used_peak_bytes: int = Field(description="blocks in use at the peak, in bytes; part of the pool")
+    activations_peak_bytes: int | None = Field(description="peak of temporaries during the run")
+    cuda_graphs_bytes: int | None
+    context_and_other_bytes: int
+    device_total_peak_bytes: int
+    residual_bytes: int | None
+    method: str = Field(description="how each part was obtained, one sentence")
+
+
+# --- the plan of a run, made and hashed before anything is measured -------------------------------------------------
+
+
+class Lengths(Record):
+    """How many tokens: `low == high` is fixed, otherwise uniform over low..high inclusive."""
+
+    low: int = Field(ge=1)
+    high: int = Field(ge=1)
+
+
+class WorkloadSpec(Record):
+    """A seeded synthetic workload; see `touchstone.workload` for how requests follow from it.
+
+    Concurrency None means that all requests are submitted at once (or at their arrival times); 1 means one after the
+    other. `request_rate_per_s` draws Poisson arrivals. `shared_fraction` of the requests begin with one common prefix
+    of `prefix_fraction` of their length.
+    """
+
+    num_requests: int = Field(ge=1)
+    input_tokens: Lengths
+    output_tokens: Lengths
+    concurrency: int | None = None
+    request_rate_per_s: float | None = None
+    shared_fraction: float = Field(default=0.0, ge=0, le=1)
+    prefix_fraction: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = 0.0
+
+
+class ArmSpec(Record):
+    """One side of a comparison: a name and the engine options that make it differ."""
+
+    name: str
+    options: dict[str, Scalar]
+
+
+class ModelSpec(Record):
+    """Which model, as given to the engine."""
+
+    source: str = Field(description="hub id, or 'local folder', or 'made on the spot'; never a path of the machine")
+    weights: Literal["loaded", "synthetic"]
+    note: str | None = Field(description="why the weights are synthetic or the model tiny; None for a real model")
+
+
+class UnitPlan(Record):
+    """One fresh process: which test, which arms in which order, how many timed repetitions, with which seed."""
+
+    unit_id: str
+    test_id: str
+    process: int
+    arm_order: tuple[str, ...] = Field(description="one timed run an entry, repeated `num_repetitions` times")
+    num_warmups: int
+    num_repetitions: int
+    seed: int
+
+
+class PlannedTest(Record):
+    """What the run will do for one test of the user's plan."""
+
+    test_id: str
+    engine: str | None
+    arms: tuple[ArmSpec, ...]
+    workload: WorkloadSpec | None
+    num_processes: int
+    num_repetitions: int
+    num_warmups: int
+    estimated_s: float
+
+
+class NotMeasured(Record):
+    """A test that this run does not measure, with the reason."""
+
+    test_id: str
+    reason: str
+    reason_zh: str
+
+
+class RunPlan(Record):
+    """Everything decided in advance. `plan_sha256` is the SHA-256 of the other fields in canonical JSON."""
+
+    schema_version: str
+    profile: Literal["smoke", "quick", "paper"]
+    seed: int
+    engine: str
+    device: str
+    dtype: str
+    model: ModelSpec
+    engine_options: dict[str, Scalar]
+    tests: tuple[PlannedTest, ...]
+    units: tuple[UnitPlan, ...] = Field(description="in the order in which they are run")
+    not_measured: tuple[NotMeasured, ...]
+    plan_sha256: Sha256
+
+
+# --- ledger bodies --------------------------------------------------------------------------------------------------
+
+
+class EngineFacts(Record):
+    """The engine as it said of itself inside the process that measured."""
+
+    name: str
+    version: str
+    settings: dict[str, Scalar]
+    model: dict[str, Scalar] = Field(description="architecture, parameters, weight bytes, layers, heads, dtype, ...")
+
+
+class Measurement(Record):
+    """One timed run. The trace lies in a compressed file beside the ledger, named by its hash."""
+
+    unit_id: str
+    test_id: str
+    arm: str
+    position: int = Field(description="index of the run inside its process, from 0")
+    repetition: int
+    seed: int
+    started_at: str
+    trace_sha256: Sha256 = Field(description="hash of the uncompressed canonical JSON; file traces/<hash>.json.gz")
+    memory: MemoryParts | None
+
+
+class Attempt(Record):
+    """One process that was started for a unit, whatever came of it."""
+
+    unit_id: str
+    test_id: str
+    attempt: int = Field(ge=1)
+    valid: bool
+    reason: str | None = Field(description="why it is not valid; None when it is")
+    started_at: str
+    ended_at: str
+    environment_fingerprint: Sha256
+    plan_sha256: Sha256
+    engine: EngineFacts | None
+    startup_s: float | None
+    measurements: tuple[Measurement, ...]
+
+
+class FunctionMetrics(Record):
+    """One function as the syntax tree, radon and lizard see it; None where a tool does not report it."""
+
+    file: str
+    line: int
+    name: str
+    num_lines: int
+    complexity_radon: int | None
+    complexity_lizard: int | None
+    difference_causes: tuple[str, ...]
+
+
+class FileMetrics(Record):
+    """Counts of one source file. `naive_*` are the plan's text counts, kept to show what they miss.
+
+    A file with an `error` is no Python: what only a syntax tree can count is None.
+    """
+
+    file: str
+    package: str
+    physical_lines: int
+    source_lines: int | None = Field(description="lines with code: no blanks, comments or docstrings")
+    functions: int | None
+    classes: int | None
+    functions_radon: int | None
+    functions_lizard: int | None
+    classes_radon: int | None
+    naive_lines: int
+    naive_functions: int
+    naive_classes: int
+    error: str | None
+
+
+class CodeMetrics(Record):
+    """Test 4.1 over one tree: the syntax tree is the referee, the two tools are joined to it."""
+
+    tree: str = Field(description="what was measured, relative to the repository")
+    tree_sha256: Sha256
+    radon_version: str
+    lizard_version: str
+    python_version: str
+    files: tuple[FileMetrics, ...]
+    functions: tuple[FunctionMetrics, ...]
+    differences: dict[str, int] = Field(description="cause -> number of functions or files where the tools differ")
+    unexplained: tuple[str, ...] = Field(description="file:line of differences without a known cause; must be empty")
+
+
+class QualityAttempt(Record):
+    """Test 4.1 as one ledger entry."""
+
+    test_id: Literal["4.1"]
+    environment_fingerprint: Sha256
+    plan_sha256: Sha256
+    measured_at: str
+    code: CodeMetrics
+
+
+class RunEvent(Record):
+    """Something that happened to the run as a whole."""
+
+    event: Literal["started", "interrupted", "resumed", "finished"]
+    at: str
+    detail: str | None
+
+
+class EntryKind(StrEnum):
+    """What a ledger line holds."""
+
+    ENVIRONMENT = "environment"
+    PLAN = "plan"
+    EVENT = "event"
+    ATTEMPT = "attempt"
+    QUALITY = "quality"
+
+
+class LedgerEntry(Record):
+    """One line of `ledger.jsonl`; `sha256` covers every other field in canonical JSON, the previous hash included."""
+
+    seq: int = Field(ge=0)
+    previous_sha256: Sha256 = Field(description="64 zeros on the first line")
+    kind: EntryKind
+    written_at: str
+    body: Environment | RunPlan | RunEvent | Attempt | QualityAttempt
+    sha256: Sha256
+
+
+# --- results: one JSON a test ---------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """Whether a number may be trusted to hold within the plan's ±5 %."""
+
+    STABLE = "STABLE"
+    UNSTABLE = "UNSTABLE"
+    DRIFTING = "DRIFTING"
+    INSUFFICIENT = "INSUFFICIENT"
+    INVALID = "INVALID"
+    EXACT = "EXACT"
+
+
+class Interval(Record):
+    """A two-sided interval; `level` is the coverage that it guarantees or claims."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+
+
+class WorkedExample(Record):
+    """One timed run put into a metric's formula: the run whose value lies nearest to the median."""
+
+    unit_id: str
+    position: int
+    value: float
+    terms: dict[str, float] = Field(description="the numbers in the formula by their LaTeX symbol")
+
+
+class MetricStatistics(Record):
+    """One metric of one arm over all valid processes."""
+
+    metric: str
+    arm: str
+    unit: str
+    key: bool = Field(description="whether the test's ±5 % requirement is about this metric")
+    repetitions: tuple[tuple[float, ...], ...] = Field(description="one row a process, one value a repetition")
+    values: tuple[float, ...] = Field(description="the score of each process: the median of its repetitions")
+    n: int
+    k: int
+    sample_size: int | None = Field(description="pooled requests or tokens behind a percentile; None otherwise")
+    median: float | None
+    interval: Interval | None = Field(description="distribution-free interval of the median; None below n = 6")
+    log_t_interval: Interval | None
+    max_deviation: float | None = Field(description="S = max |x / median - 1|")
+    drift: float | None = Field(description="Theil-Sen slope x (n - 1) / median")
+    drift_p: float | None = Field(description="Kendall's tau, two-sided")
+    verdict: Verdict
+    indicative: bool = Field(description="n is too small for a 95 % interval of the median")
+    withheld: str | None = Field(description="why no value is given although the test ran; None otherwise")
+    withheld_zh: str | None = None
+    example: WorkedExample | None = None
+
+
+class Effect(Record):
+    """The effect of a switch, from paired blocks: the ratio treatment / baseline of a metric.
+
+    `p_holm` adjusts the t tests of all effects of a test; `p_sign_flip` is exact and stands by itself.
+    """
+
+    metric: str
+    baseline: str
+    treatment: str
+    blocks: tuple[float, ...] = Field(description="one log-ratio a block")
+    ratio: float
+    interval: Interval | None
+    p_sign_flip: float | None
+    p_holm: float | None
+    verdict: str
+
+
+class Check(Record):
+    """One machine-decided statement about the numbers, with what it was decided from."""
+
+    id: str
+    passed: bool
+    detail: str
+    detail_zh: str
+
+
+class Evidence(Record):
+    """Where the numbers can be looked up."""
+
+    ledger: str
+    ledger_root_sha256: Sha256
+    entries: tuple[int, ...] = Field(description="sequence numbers of the ledger lines that the numbers come from")
+    attempts: int
+    valid_attempts: int
+    invalid_reasons: tuple[str, ...]
+    environment_fingerprint: Sha256
+    plan_sha256: Sha256
+
+
+class Prose(Record):
+    """The plan's text fields in Chinese; the English ones are fields of the result itself."""
+
+    test_name: str
+    method: str
+    how_obtained: str
+    verification: str
+
+
+class Result(Record):
+    """One test in the plan's shape, plus what is needed to check it."""
+
+    test_id: str
+    schema_version: str
+    status: Literal["measured", "not measured"]
+    reason: str | None
+    reason_zh: str | None
+    test_name: str
+    test_date: str
+    hardware: str
+    method: str
+    parameters: dict[str, Any]
+    results: dict[str, Scalar]
+    how_obtained: str
+    verification: str
+    zh: Prose
+    statistics: tuple[MetricStatistics, ...]
+    effects: tuple[Effect, ...]
+    checks: tuple[Check, ...]
+    evidence: Evidence | None
