@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from touchstone.records import Scalar, WorkloadSpec
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+class ExperimentError(ValueError):
+    """A bench file or a choice of tests that cannot be used; the message names it and the remedy."""
 
 
 class Profile(StrEnum):
@@ -60,8 +68,11 @@ class Bilingual:
 class Experiment:
     """One test of the user's plan as data.
 
-    `workload` gives the requests for each profile. `requires` names what the machine or engine must have; the
-    orchestrator says "not measured" with the reason where it is absent.
+    `workload` gives the requests for each profile. `requires` names what the machine or engine must have, by the keys
+    of `touchstone.planning.REQUIREMENTS`; the orchestrator says "not measured" with the reason where it is absent. The
+    options of the arms, and `engine_options` that all arms share in a profile, are required of the engine as well.
+
+    In paired blocks the first arm is the baseline and the second the treatment.
     """
 
     plan_id: str
@@ -74,3 +85,28 @@ class Experiment:
     design: Design = Design.REPEATED
     requires: frozenset[str] = frozenset()
     measure_memory: bool = False
+    engine_options: Mapping[Profile, Mapping[str, Scalar]] = field(default_factory=dict)
+
+
+def load_experiments(folder: Path = BENCH) -> tuple[Experiment, ...]:
+    """Load every bench file's EXPERIMENT, ordered by the plan's numbers; ExperimentError names what is wrong."""
+    paths = sorted(folder.glob("*.py"))
+    if not paths:
+        raise ExperimentError(f"{folder} holds no bench files; run from a clone of the repository")
+    experiments = sorted((_load(path) for path in paths), key=lambda experiment: experiment.plan_id)
+    ids = [experiment.plan_id for experiment in experiments]
+    if twice := sorted({plan_id for plan_id in ids if ids.count(plan_id) > 1}):
+        raise ExperimentError(f"{folder}: test {', '.join(twice)} is declared by more than one bench file")
+    return tuple(experiments)
+
+
+def _load(path: Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"{path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = getattr(module, "EXPERIMENT", None)
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"{path} declares no EXPERIMENT; see ARCHITECTURE.md for what a bench file holds")
+    return experiment

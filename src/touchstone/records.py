@@ -216,6 +216,7 @@ class PlannedTest(Record):
     num_repetitions: int
     num_warmups: int
     estimated_s: float
+    engine_options: dict[str, Scalar] = Field(default={}, description="options that all arms of this test share")
 
 
 class NotMeasured(Record):
@@ -237,6 +238,7 @@ class RunPlan(Record):
     dtype: str
     model: ModelSpec
     engine_options: dict[str, Scalar]
+    threads: int | None = Field(default=None, description="processor threads of each measuring process")
     tests: tuple[PlannedTest, ...]
     units: tuple[UnitPlan, ...] = Field(description="in the order in which they are run")
     not_measured: tuple[NotMeasured, ...]
