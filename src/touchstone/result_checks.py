@@ -1,0 +1,423 @@
+"""Machine-decided statements about the runs of one test; each names what it was decided from, in both languages."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+from touchstone import samples
+from touchstone.experiment import Bilingual
+from touchstone.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
+from touchstone.metrics import DICTIONARY, SAMPLES
+from touchstone.quantities import Quantity
+from touchstone.records import Check
+from touchstone.workload import num_sharing, prefix_length
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from touchstone.records import MemoryParts, RequestTrace, Trace, WorkloadSpec
+    from touchstone.runs import Ledgered, Process, Run, TestRuns
+
+ROUNDING = 1e-9  # relative error that double precision may leave in an identity
+MAX_RESIDUAL_SHARE = 0.05  # of the device total; more than this and the parts do not explain the memory
+
+Finding = Bilingual | None
+
+
+def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
+    """Every check that applies to a measured test: its attempts, each of its runs, and its arms against each other."""
+    runs = test.runs
+    per_run: tuple[tuple[str, Callable[[Run], Finding], Bilingual, Callable[[Run], bool]], ...] = (
+        ("all_tokens_returned", _missing_tokens, _ALL_TOKENS, lambda _: True),
+        ("distinct_tokens", _all_one_token, _DISTINCT, lambda _: True),
+        ("window_inside_timed_region", _window_outside, _WINDOW, _is_complete),
+        ("rate_times_time_is_tokens", _rate_identity, _RATE, _is_complete),
+        ("latency_identity", _latency_identity, _LATENCY, _is_complete),
+        ("percentiles_ordered", _percentiles_disordered, _ORDERED, _is_complete),
+        ("step_time_within_total", _steps_exceed, _STEP_TIME, _has_steps),
+        ("steps_account_for_tokens", _steps_miscount, _STEP_TOKENS, _has_steps),
+        ("total_rate_within_parts", _rate_too_high, _PARTS, _has_steps),
+        ("memory_parts_close", _memory_open, _MEMORY, lambda run: run.facts.memory is not None),
+        ("prefix_cache_off_hits_nothing", _hits_though_off, _COLD, lambda run: _cache_is_off(test, run)),
+        ("cache_hits_within_bound", _bound_finder(test), _BOUND, _reports_cached),
+    )
+    over_runs = (
+        _over_runs(identifier, [run for run in runs if applies(run)], find, statement)
+        for identifier, find, statement, applies in per_run
+    )
+    paired = (_same_work(test), _same_answer(test)) if len(test.arms) > 1 else ()
+    found = (_attempts_accounted(test), _one_environment(ledgered, test), *over_runs, *paired)
+    return tuple(check for check in found if check is not None)
+
+
+def hit_upper_bound(spec: WorkloadSpec, prompt_lengths: Sequence[int], block_size: int) -> int:
+    """Most prompt tokens that a cold cache of whole blocks can give to requests of these lengths.
+
+    The sharing requests are taken to be those with the longest common part. Each can reuse the whole blocks of its
+    part of the prefix, except its last token, which must be computed; and every block of the longest part must have
+    been computed once by some request: at most the sum less the largest.
+    """
+    reusable = sorted(
+        (min(prefix_length(spec, length), length - 1) // block_size * block_size for length in prompt_lengths),
+        reverse=True,
+    )[: num_sharing(spec)]
+    return sum(reusable) - max(reusable, default=0)
+
+
+# --- the attempts ---------------------------------------------------------------------------------------------------
+
+
+def _attempts_accounted(test: TestRuns) -> Check:
+    """Every planned unit has attempts numbered 1, 2, ... of which one is valid, and no attempt is of another unit."""
+    numbers: dict[str, list[int]] = {unit.unit_id: [] for unit in test.units}
+    strangers = 0
+    for _, attempt in test.attempts:
+        if attempt.unit_id in numbers:
+            numbers[attempt.unit_id].append(attempt.attempt)
+        else:
+            strangers += 1
+    gaps = sum(found != list(range(1, len(found) + 1)) for found in numbers.values())
+    planned, done = len(test.units), len(test.processes)
+    total, valid = len(test.attempts), test.num_valid
+    detail = f"{done} of {planned} planned processes; {total} attempts, {valid} valid; {gaps + strangers} unaccounted"
+    detail_zh = f"计划 {planned} 个进程，完成 {done} 个；尝试 {total} 次，有效 {valid} 次；{gaps + strangers} 处对不上"
+    detail = (
+        f"{planned} processes planned, {done} done; {total} attempts, {valid} valid; {gaps + strangers} unaccounted"
+    )
+    return Check(
+        id="attempts_accounted",
+        passed=gaps + strangers == 0 and done == planned,
+        detail=detail,
+        detail_zh=detail_zh,
+    )
+
+
+def _one_environment(ledgered: Ledgered, test: TestRuns) -> Check:
+    """All attempts were made in the run's one environment, under its one plan."""
+    environments = ledgered.fingerprints | {attempt.environment_fingerprint for _, attempt in test.attempts}
+    plans = {ledgered.plan.plan_sha256} | {attempt.plan_sha256 for _, attempt in test.attempts}
+    return Check(
+        id="one_environment_one_plan",
+        passed=len(environments) == 1 and len(plans) == 1,
+        detail=f"{len(environments)} environment fingerprint(s) and {len(plans)} plan hash(es) in the records",
+        detail_zh=f"记录中有 {len(environments)} 个环境指纹、{len(plans)} 个计划哈希",
+    )
+
+
+# --- the arms against each other ------------------------------------------------------------------------------------
+
+
+def _same_work(test: TestRuns) -> Check:
+    """Runs of one process with one seed had the same prompts lengths in and the same numbers of tokens out."""
+    groups = [group for process in test.processes for group in _by_seed(process)]
+    unequal = sum(len({_work(run.facts.trace) for run in group}) > 1 for group in groups)
+    arms_differ = sum(len({_arm_total(process, arm) for arm in test.arms}) > 1 for process in test.processes)
+    return Check(
+        id="same_work",
+        passed=unequal == 0 and arms_differ == 0,
+        detail=f"{len(test.processes)} processes: {unequal + arms_differ} with unequal token counts between runs or arms",
+        detail_zh=f"{len(test.processes)} 个进程中，{unequal + arms_differ} 个在各次运行或各组之间 token 数不等",
+    )
+
+
+def _same_answer(test: TestRuns) -> Check | None:
+    """The share of requests whose tokens are the same in both arms; 16-bit arithmetic may make it less than all.
+
+    It fails only where not a single request agrees: then the arms did not do the same thing.
+    """
+    equal, total = 0, 0
+    for process in test.processes:
+        for group in _by_seed(process):
+            for first, second in pairwise(group):
+                if first.arm != second.arm:
+                    pairs = zip(first.facts.trace.requests, second.facts.trace.requests, strict=False)
+                    same = [one.output_sha256 == other.output_sha256 for one, other in pairs]
+                    equal, total = equal + sum(same), total + len(same)
+    if total == 0:
+        return None
+    share = f"{100 * equal / total:.1f} %"
+    return Check(
+        id="same_answer",
+        passed=equal > 0,
+        detail=f"{equal} of {total} compared requests ({share}) have the same tokens in both arms",
+        detail_zh=f"{equal} 个请求（共比较 {total} 个，{share}）在两组中得到相同的 token",
+    )
+
+
+def _by_seed(process: Process) -> list[list[Run]]:
+    groups: dict[int, list[Run]] = {}
+    for run in process.runs:
+        groups.setdefault(run.seed, []).append(run)
+    return list(groups.values())
+
+
+def _work(trace: Trace) -> tuple[tuple[int, int, int], ...]:
+    return tuple((request.request_id, request.prompt_tokens, len(request.emissions)) for request in trace.requests)
+
+
+def _arm_total(process: Process, arm: str) -> int:
+    requests = (request for run in process.of_arm(arm) for request in run.facts.trace.requests)
+    return sum(request.prompt_tokens + len(request.emissions) for request in requests)
+
+
+# --- each run by itself ---------------------------------------------------------------------------------------------
+
+
+def _over_runs(
+    identifier: str, runs: Sequence[Run], find: Callable[[Run], Finding], statement: Bilingual
+) -> Check | None:
+    """Apply a check to every run it concerns; None where it concerns none."""
+    if not runs:
+        return None
+    found = [(run, finding) for run in runs if (finding := find(run)) is not None]
+    if not found:
+        detail, detail_zh = f"{len(runs)} runs: {statement.en}", f"{len(runs)} 次运行：{statement.zh}"
+    else:
+        run, finding = found[0]
+        where, where_zh = f"{run.unit_id}, run {run.position}", f"{run.unit_id} 第 {run.position} 次运行"
+        detail = f"{len(runs)} runs, {len(found)} fail; first {where}: {finding.en}"
+        detail_zh = f"{len(runs)} 次运行中 {len(found)} 次不通过；首个为 {where_zh}：{finding.zh}"
+    return Check(id=identifier, passed=not found, detail=detail, detail_zh=detail_zh)
+
+
+def _is_complete(run: Run) -> bool:
+    return samples.unfinished(run.facts.trace) is None
+
+
+def _has_steps(run: Run) -> bool:
+    return run.facts.trace.steps is not None and _is_complete(run)
+
+
+def _reports_cached(run: Run) -> bool:
+    return all(request.cached_tokens is not None for request in run.facts.trace.requests)
+
+
+_ALL_TOKENS = Bilingual("every request returned the number of tokens asked for", "每个请求都返回了要求的 token 数")
+
+
+def _missing_tokens(run: Run) -> Finding:
+    for request in run.facts.trace.requests:
+        got, asked, name = len(request.emissions), request.requested_tokens, request.request_id
+        if got != asked:
+            return Bilingual(
+                f"request {name} returned {got} tokens, {asked} were asked for",
+                f"请求 {name} 返回 {got} 个 token，要求 {asked} 个",
+            )
+    return None if run.facts.trace.requests else samples.NO_REQUESTS.reason
+
+
+_DISTINCT = Bilingual("the output holds more than one distinct token", "输出中不止一种 token")
+
+
+def _all_one_token(run: Run) -> Finding:
+    """All requests gave one and the same token over and over: what zeroed weights or NaN logits look like."""
+    requests = run.facts.trace.requests
+    several = any(request.distinct_tokens > 1 for request in requests)
+    different = len({(request.output_sha256, len(request.emissions)) for request in requests}) > 1
+    if several or (different and len({len(request.emissions) for request in requests}) == 1):
+        return None
+    return Bilingual("all output tokens are the same", "所有输出 token 都相同")
+
+
+_WINDOW = Bilingual(
+    "last token within the timed region, whose ends synchronize the device",
+    "最后一个 token 落在两端同步设备的计时区间内",
+)
+
+
+def _window_outside(run: Run) -> Finding:
+    trace = run.facts.trace
+    last = max(trace.emission_times_ns)
+    first = min(request.arrival_ns for request in trace.requests)
+    if first >= 0 and last <= trace.duration_ns and samples.window_ns(trace) > 0:
+        return None
+    return Bilingual(
+        f"{first} ns to {last} ns does not lie within 0 to {trace.duration_ns} ns",
+        f"{first} ns 至 {last} ns 不在 0 至 {trace.duration_ns} ns 之内",
+    )
+
+
+_RATE = Bilingual(
+    "end-to-end rate times total time gives the tokens counted", "端到端速率乘以总耗时等于计数的 token 数"
+)
+
+
+def _rate_identity(run: Run) -> Finding:
+    requests = run.facts.trace.requests
+    tokens = sum(request.prompt_tokens + len(request.emissions) for request in requests)
+    rate, time = (DICTIONARY[name].compute(run.facts) for name in ("e2e_throughput", "total_time"))
+    product = rate.value * time.value if isinstance(rate, Quantity) and isinstance(time, Quantity) else math.nan
+    if math.isclose(product, tokens, rel_tol=ROUNDING):
+        return None
+    return Bilingual(
+        f"the product is {product:.6g}, the tokens are {tokens}", f"乘积为 {product:.6g}，token 数为 {tokens}"
+    )
+
+
+_LATENCY = Bilingual(
+    "total latency is TTFT + TPOT x (n - 1) and no token comes before its predecessor or its request",
+    "总延迟等于 TTFT + TPOT × (n - 1)，且没有 token 早于前一个 token 或早于请求到达",
+)
+
+
+def _latency_identity(run: Run) -> Finding:
+    for request in run.facts.trace.requests:
+        times = samples.token_times(run.facts.trace, request)
+        gaps = [later - earlier for earlier, later in pairwise((request.arrival_ns, *times))]
+        if min(gaps) < 0 or sum(gaps) != times[-1] - request.arrival_ns:
+            name = request.request_id
+            return Bilingual(f"request {name} has a gap of {min(gaps)} ns", f"请求 {name} 有 {min(gaps)} ns 的间隔")
+    return None
+
+
+_ORDERED = Bilingual("p50 <= p90 <= p99 <= max in every distribution", "各分布均满足 p50 <= p90 <= p99 <= 最大值")
+
+
+def _percentiles_disordered(run: Run) -> Finding:
+    for sample in SAMPLES:
+        found = [DICTIONARY[f"{sample}_{name}"].compute(run.facts) for name in (*PERCENTILES, "max")]
+        values = [quantity.value for quantity in found if isinstance(quantity, Quantity)]
+        if any(low > high * (1 + ROUNDING) for low, high in pairwise(values)):
+            return Bilingual(f"{sample}: {values}", f"{sample}：{values}")
+    return None
+
+
+_STEP_TIME = Bilingual(
+    "prefill, decode and mixed time together do not exceed the timed region",
+    "预填充、解码与混合步时间之和不超过计时区间",
+)
+
+
+def _steps_exceed(run: Run) -> Finding:
+    trace = run.facts.trace
+    total = samples.total_attributed_ns(samples.attribute_time(trace.steps or ()))
+    if total <= trace.duration_ns:
+        return None
+    return Bilingual(f"{total} ns of steps in {trace.duration_ns} ns", f"{trace.duration_ns} ns 内有 {total} ns 的步")
+
+
+_STEP_TOKENS = Bilingual(
+    "the steps' tokens are the requests' uncached prompt tokens and output tokens after the first",
+    "各步 token 数之和等于各请求未命中缓存的提示 token 数与首个之后的输出 token 数",
+)
+
+
+def _steps_miscount(run: Run) -> Finding:
+    """Steps and requests are counted apart; they agree exactly, or the steps hold more where work was done again."""
+    trace = run.facts.trace
+    steps = trace.steps or ()
+    prefill, decode = sum(step.prefill_tokens for step in steps), sum(step.decode_tokens for step in steps)
+    uncached = sum(request.prompt_tokens - (request.cached_tokens or 0) for request in trace.requests)
+    later = sum(len(request.emissions) - 1 for request in trace.requests)
+    again = any(request.preemptions != 0 for request in trace.requests)
+    unknown = not _reports_cached(run)
+    if again or unknown:
+        fits = (prefill >= uncached or unknown) and prefill + decode >= later
+    else:
+        fits = (prefill, decode) == (uncached, later)
+    if fits:
+        return None
+    return Bilingual(
+        f"prefill {prefill} in steps, {uncached} in requests; decode {decode} in steps, {later} in requests",
+        f"预填充：各步合计 {prefill}，各请求合计 {uncached}；解码：各步合计 {decode}，各请求合计 {later}",
+    )
+
+
+_PARTS = Bilingual(
+    "tokens computed per second of the whole run do not exceed the fastest kind of step",
+    "整个运行每秒计算的 token 数不超过最快一类步的速率",
+)
+
+
+def _rate_too_high(run: Run) -> Finding:
+    """A total rate is the time-weighted mean of the step rates (and idle time), so it cannot exceed all of them."""
+    trace = run.facts.trace
+    kinds: dict[str, tuple[int, int]] = {}
+    for timed in samples.attribute_time(trace.steps or ()):
+        tokens, time = kinds.get(timed.step.kind, (0, 0))
+        computed = timed.step.prefill_tokens + timed.step.decode_tokens
+        kinds[timed.step.kind] = (tokens + computed, time + timed.attributed_ns)
+    total = sum(tokens for tokens, _ in kinds.values()) / trace.duration_ns * NS_PER_S
+    fastest = max((tokens / time * NS_PER_S if time else math.inf for tokens, time in kinds.values()), default=0.0)
+    if total <= fastest * (1 + ROUNDING) and fastest < math.inf:
+        return None
+    return Bilingual(
+        f"{total:.6g} tokens/s against {fastest:.6g}", f"{total:.6g} token/s，而最快一类步为 {fastest:.6g}"
+    )
+
+
+_MEMORY = Bilingual(
+    f"the parts and the residual add up to the total, and the residual is within {MAX_RESIDUAL_SHARE:.0%} of it",
+    f"各部分与余量之和等于总量，且余量不超过总量的 {MAX_RESIDUAL_SHARE:.0%}",
+)
+
+
+def _memory_open(run: Run) -> Finding:
+    parts = cast("MemoryParts", run.facts.memory)
+    known = (
+        parts.weights_bytes
+        + parts.kv_pool_bytes
+        + (parts.activations_peak_bytes or 0)
+        + (parts.cuda_graphs_bytes or 0)
+        + parts.context_and_other_bytes
+    )
+    total, residual = parts.device_total_peak_bytes, parts.residual_bytes
+    unexplained = total - known
+    closes = residual is None or residual == unexplained
+    if closes and abs(unexplained) <= MAX_RESIDUAL_SHARE * total and parts.kv_used_peak_bytes <= parts.kv_pool_bytes:
+        return None
+    texts = (f"{value / BYTES_PER_GB:.3f} GB" for value in (total, known, parts.kv_used_peak_bytes))
+    total_text, known_text, used = texts
+    return Bilingual(
+        f"total {total_text}, parts {known_text}, KV used {used}",
+        f"总量 {total_text}，各部分之和 {known_text}，KV 已用 {used}",
+    )
+
+
+_COLD = Bilingual("no prompt token came from the cache that is off", "关闭缓存的一组没有任何提示 token 来自缓存")
+
+
+def _cache_is_off(test: TestRuns, run: Run) -> bool:
+    options = next((arm.options for arm in test.planned.arms if arm.name == run.arm), {})
+    settings = run.facts.engine.settings if run.facts.engine is not None else {}
+    return {**settings, **options}.get("prefix_cache") is False and _reports_cached(run)
+
+
+def _hits_though_off(run: Run) -> Finding:
+    cached = _cached(run.facts.trace.requests)
+    if cached == 0:
+        return None
+    return Bilingual(f"{cached} cached prompt tokens", f"有 {cached} 个提示 token 命中缓存")
+
+
+_BOUND = Bilingual(
+    "cached prompt tokens do not exceed what whole blocks of the shared prefix can give from a cold start",
+    "命中缓存的提示 token 数不超过冷启动时共享前缀整块所能提供的上限",
+)
+
+
+def _bound_finder(test: TestRuns) -> Callable[[Run], Finding]:
+    spec = test.planned.workload
+
+    def find(run: Run) -> Finding:
+        requests = run.facts.trace.requests
+        cached = _cached(requests)
+        lengths = [request.prompt_tokens for request in requests]
+        bound = hit_upper_bound(spec, lengths, _block_size(run)) if spec is not None else sum(lengths)
+        if cached <= bound:
+            return None
+        return Bilingual(f"{cached} cached tokens, at most {bound} possible", f"命中 {cached} 个，上限为 {bound} 个")
+
+    return find
+
+
+def _block_size(run: Run) -> int:
+    """Read the engine's block size; 1, which bounds least, where it does not tell."""
+    size = run.facts.engine.settings.get("block_size") if run.facts.engine is not None else None
+    return size if isinstance(size, int) and size > 0 else 1
+
+
+def _cached(requests: Iterable[RequestTrace]) -> int:
+    return sum(request.cached_tokens or 0 for request in requests)
