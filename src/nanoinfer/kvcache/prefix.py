@@ -93,5 +93,6 @@ class PrefixIndex:
     def check_invariants(self) -> None:
         """Digest and block name each other; only findable blocks are idle."""
         inverse = {block: digest for digest, block in self._block_by_digest.items()}
+        require(len(inverse) == len(self._block_by_digest), "a block is findable under two digests")
         require(inverse == self._digest_by_block, "digest -> block and block -> digest disagree")
         require(self._idle.keys() <= inverse.keys(), "a block that cannot be found waits for eviction")
