@@ -1,1 +1,26 @@
-"""nanoinfer: a complete, fast, small LLM inference engine in torch and Triton."""
+"""nanoinfer: a small, fast LLM inference engine with a paged KV cache."""
+
+from nanoinfer.config import ConfigError, EngineConfig
+from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.llm import LLM
+from nanoinfer.request import (
+    FinishReason,
+    RequestError,
+    RequestFacts,
+    RequestOutput,
+    SamplingParams,
+    StepFacts,
+)
+
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "EngineConfig",
+    "FinishReason",
+    "MemoryFacts",
+    "RequestError",
+    "RequestFacts",
+    "RequestOutput",
+    "SamplingParams",
+    "StepFacts",
+]

@@ -33,6 +33,8 @@ class EngineConfig:
     memory_fraction         share of the device's memory that the engine may take when it sizes the pool itself
     prefix_cache            find prompt blocks computed before, by content
     scheduling              "separated": a step is all prefill or all decode; "mixed": both share the token budget
+    overlap                 launch step n + 1 before the tokens of step n were read, so that the host's work hides
+                            behind the device's; None does so on a GPU only, because a CPU computes while it launches
     seed                    synthetic weights, and sampling of requests without a seed of their own
     """
 
@@ -51,6 +53,7 @@ class EngineConfig:
     memory_fraction: float = 0.9
     prefix_cache: bool = True
     scheduling: SchedulingPolicy = "separated"
+    overlap: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -140,7 +140,8 @@ class StepFacts:
     `num_prefill_tokens` counts prompt (or recomputed) positions computed, `num_decode_tokens` one for each request
     that fed back a sampled token. `begin_ns`, `launched_ns` and `end_ns` are host readings: scheduling begins; the
     launch has returned; the sampled tokens are on the host. `device_ns` is the device's own time for the step, None
-    where it was not recorded. `graph` says whether a CUDA graph was replayed.
+    where it was not recorded. `graph` says whether a CUDA graph was replayed. Where steps overlap, a step begins before
+    the one before it has ended: the time that it adds is `end_ns - max(begin_ns, end_ns of the step before)`.
     """
 
     phase: str

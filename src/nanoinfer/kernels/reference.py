@@ -99,9 +99,10 @@ def qk_norm_rotary_store(
     """
     num_kv_heads, head_dim = key_blocks.shape[2:]
     heads = qkv.view(len(qkv), -1, head_dim)
-    query, key, value = heads.split((heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
-    query = _norm_rotary(query, q_norm, eps, cos_sin, positions)
-    key = _norm_rotary(key, k_norm, eps, cos_sin, positions)
+    num_heads = heads.shape[1] - 2 * num_kv_heads
+    query = _norm_rotary(heads[:, :num_heads], q_norm, eps, cos_sin, positions)
+    key = _norm_rotary(heads[:, num_heads:-num_kv_heads], k_norm, eps, cos_sin, positions)
+    value = heads[:, -num_kv_heads:]
     store_kv(key.to(key_blocks.dtype), value.to(value_blocks.dtype), key_blocks, value_blocks, slot_mapping)
     return query.to(qkv.dtype)
 

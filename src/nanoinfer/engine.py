@@ -1,0 +1,179 @@
+"""The loop: schedule, launch, commit. Everything else is somebody else's work."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.kvcache.cache import KVCache
+from nanoinfer.request import FinishReason, Request, RequestError, RequestFacts, RequestOutput, StepFacts
+from nanoinfer.scheduling import make_scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nanoinfer.config import EngineConfig
+    from nanoinfer.execution.build import Execution
+    from nanoinfer.execution.runner import StepHandle
+    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.request import SamplingParams
+    from nanoinfer.scheduling.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that the device works on; `begin_ns` and `launched_ns` as in StepFacts."""
+
+    plan: StepPlan
+    handle: StepHandle
+    begin_ns: int
+    launched_ns: int
+
+
+class Engine:
+    """Requests in, tokens out, over time.
+
+    The overlap of host and device is this: up to `depth` steps are in flight. With a depth of 2, `step` launches step
+    n + 1 and only then waits for the tokens of step n, so that planning, launching and committing happen while the
+    device computes. What that costs: a stop token is noticed one step late, and the surplus token is dropped.
+    """
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, execution: Execution) -> None:
+        self.execution = execution
+        self.cache = KVCache(execution.num_blocks, config.block_size, prefix_cache=config.prefix_cache)
+        self.scheduler = make_scheduler(
+            config.scheduling,
+            self.cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=execution.max_model_len,
+            eos_token_ids=frozenset(model_config.eos_token_ids),
+        )
+        overlap = execution.device.type == "cuda" if config.overlap is None else config.overlap
+        self.depth = 2 if overlap else 1
+        self._vocab_size = model_config.vocab_size
+        self._in_flight: deque[LaunchedStep] = deque()
+        self._step_facts: list[StepFacts] = []
+        self._next_id = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` still has something to do."""
+        return bool(self._in_flight) or self.scheduler.has_unfinished
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def make_request(self, token_ids: Sequence[int], sampling: SamplingParams, arrival_ns: int) -> Request:
+        """Give a request its number; RequestError when it can never run."""
+        request = Request(self._next_id, list(token_ids), len(token_ids), sampling, arrival_ns)
+        self._check_token_ids(request)
+        self.scheduler._refuse_what_never_fits(request)  # noqa: SLF001  the rule of `add`, asked before anything runs
+        self._next_id += 1
+        return request
+
+    def add(self, request: Request) -> None:
+        """Queue a request made by `make_request`."""
+        self.scheduler.add(request)
+
+    def cancel(self, request_id: int) -> RequestOutput | None:
+        """End a request now and return what it has so far; None when no such request is unfinished."""
+        request = self.scheduler.cancel(request_id)
+        return None if request is None else request_output(request)
+
+    def _check_token_ids(self, request: Request) -> None:
+        ids = request.token_ids
+        if not ids:
+            raise RequestError("a prompt is empty; give at least one token")
+        for worst in (min(ids), max(ids)):
+            if not 0 <= worst < self._vocab_size:
+                raise RequestError(f"token id {worst} is outside the vocabulary of {self._vocab_size} tokens")
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Launch the next step, commit the oldest one in flight, and return the requests that it finished."""
+        launched = self._launch()
+        if not self._in_flight or (launched and len(self._in_flight) < self.depth):
+            return []
+        return [request_output(request) for request in self._commit()]
+
+    def _launch(self) -> bool:
+        """Plan and launch one step; False when nothing can be planned now."""
+        begin_ns = perf_counter_ns()
+        plan = self.scheduler.schedule(begin_ns)
+        if plan is None:
+            return False
+        handle = self.execution.runner.launch(plan)
+        self._in_flight.append(LaunchedStep(plan, handle, begin_ns, perf_counter_ns()))
+        return True
+
+    def _commit(self) -> list[Request]:
+        """Wait for the tokens of the oldest step in flight and hand them to the scheduler."""
+        step = self._in_flight.popleft()
+        sampled = step.handle.tokens()
+        end_ns = perf_counter_ns()
+        self._step_facts.append(_step_facts(step, end_ns))
+        return self.scheduler.commit(step.plan, sampled, end_ns)
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def take_step_facts(self) -> tuple[StepFacts, ...]:
+        """Return the facts of all steps committed since the last call, and forget them."""
+        facts, self._step_facts = tuple(self._step_facts), []
+        return facts
+
+    def memory(self) -> MemoryFacts:
+        """Where the bytes are; the peak of used blocks counts from the last `reset_peaks`."""
+        execution = self.execution
+        return MemoryFacts(
+            weights_bytes=execution.weights_bytes,
+            kv_pool_bytes=execution.pool_bytes,
+            kv_block_bytes=execution.block_bytes,
+            kv_used_peak_bytes=self.cache.peak_used * execution.block_bytes,
+            activations_peak_bytes=execution.activations_peak_bytes,
+        )
+
+    def reset_peaks(self) -> None:
+        """Count the peak of used blocks from now on."""
+        self.cache.reset_peak_used()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget which blocks hold which tokens, so that the next requests compute everything."""
+        self.cache.reset_prefix_cache()
+
+
+def _step_facts(step: LaunchedStep, end_ns: int) -> StepFacts:
+    plan = step.plan
+    return StepFacts(
+        phase=plan.phase.value,
+        num_prefill_tokens=plan.num_prefill_tokens,
+        num_decode_tokens=plan.num_decode_tokens,
+        num_requests=len(plan.decodes) + len(plan.prefills),
+        begin_ns=step.begin_ns,
+        launched_ns=step.launched_ns,
+        end_ns=end_ns,
+        device_ns=step.handle.device_ns(),
+        graph=False,
+    )
+
+
+def request_output(request: Request) -> RequestOutput:
+    """Freeze a finished request; its text is added by whoever has a tokenizer."""
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt_token_ids=tuple(request.token_ids[: request.num_prompt_tokens]),
+        token_ids=tuple(request.output_token_ids),
+        text=None,
+        finish_reason=request.finish_reason or FinishReason.CANCELLED,
+        facts=RequestFacts(
+            arrival_ns=request.arrival_ns,
+            scheduled_ns=request.scheduled_ns,
+            token_times_ns=tuple(request.token_times_ns),
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+        ),
+    )

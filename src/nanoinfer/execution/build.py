@@ -1,0 +1,217 @@
+"""From settings and a model folder to a runner: device, weights, measured activations, KV pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from nanoinfer.config import ConfigError
+from nanoinfer.execution import memory
+from nanoinfer.execution.runner import Runner
+from nanoinfer.execution.seeds import Seeds
+from nanoinfer.model.decoder import Decoder
+from nanoinfer.model.ops import select_ops
+from nanoinfer.model.weights import draw_weights, load_checkpoint
+from nanoinfer.request import SamplingParams
+from nanoinfer.scheduling.plan import Phase, ScheduledRequest, StepPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nanoinfer.config import EngineConfig
+    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.model.ops import Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A runner and what was decided while it was built.
+
+    num_blocks     blocks that the KV cache may hand out; the pool has one more, for padding
+    max_model_len  longest prompt plus output that works: the setting, or the model's limit as far as the pool reaches
+    """
+
+    runner: Runner
+    device: torch.device
+    dtype: torch.dtype
+    num_blocks: int
+    max_model_len: int
+    block_bytes: int
+    pool_bytes: int
+    weights_bytes: int
+    activations_peak_bytes: int | None
+
+
+def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Path) -> Execution:
+    """Load the model and make room for its KV cache; settings that cannot work are a ConfigError."""
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    limit = longest_sequence(config, model_config)
+    ops = select_ops(device)
+    model = load_model(config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops)
+    sizes = _PoolSizes(config, model_config, device, dtype)
+    activations = _measure_activations(model, ops, config, sizes, limit) if device.type == "cuda" else None
+    num_blocks = memory.num_kv_blocks(
+        config,
+        block_bytes=sizes.block_bytes,
+        budget_bytes=_pool_budget(
+            config, device, activations, wanted_bytes=sizes.bytes_for(limit, config.max_num_seqs)
+        ),
+        required_tokens=limit if config.max_model_len is not None else 1,
+    )
+    max_model_len = min(limit, num_blocks * config.block_size)
+    pool = sizes.make_pool(num_blocks)
+    return Execution(
+        runner=_make_runner(model, ops, pool, config, max_model_len),
+        device=device,
+        dtype=dtype,
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        block_bytes=sizes.block_bytes,
+        pool_bytes=pool.untyped_storage().nbytes(),
+        weights_bytes=memory.unique_storage_bytes(model),
+        activations_peak_bytes=activations,
+    )
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Return the device asked for, by default CUDA where there is one; a device that is not there is a ConfigError."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not known; use 'cpu', 'cuda' or 'cuda:N'") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device {name!r} is not supported; use 'cpu', 'cuda' or 'cuda:N'")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Return the dtype asked for; by default float16 on a GPU and float32 on a CPU."""
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def longest_sequence(config: EngineConfig, model_config: ModelConfig) -> int:
+    """Return the longest prompt plus output, before it is known how large the KV pool is."""
+    limit = model_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(f"max_model_len is {config.max_model_len}; the model's positions end at {limit}")
+    return config.max_model_len or limit
+
+
+def load_model(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_positions: int,
+    ops: Ops,
+) -> Decoder:
+    """Build the decoder on its device and fill it from the checkpoint or the seed."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Decoder(model_config, ops, num_positions)
+    finally:
+        torch.set_default_dtype(default)
+    if config.weights == "synthetic":
+        draw_weights(model, model_config, config.seed)
+    else:
+        load_checkpoint(model, model_config, folder)
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _PoolSizes:
+    """Shape and bytes of a KV pool."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        return self.config.block_size * self.model_config.kv_bytes_per_token(self.dtype.itemsize)
+
+    def bytes_for(self, num_tokens: int, num_sequences: int) -> int:
+        """Bytes of so many sequences of so many tokens."""
+        return -(-num_tokens // self.config.block_size) * num_sequences * self.block_bytes
+
+    def make_pool(self, num_blocks: int) -> torch.Tensor:
+        """Allocate `num_blocks` and one more that padded rows write to: no request ever holds it."""
+        model = self.model_config
+        shape = (model.num_layers, 2, num_blocks + 1, self.config.block_size, model.num_kv_heads, model.head_dim)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+
+def _make_runner(model: Decoder, ops: Ops, pool: torch.Tensor, config: EngineConfig, max_model_len: int) -> Runner:
+    return Runner(
+        model,
+        ops,
+        pool,
+        Seeds(config.seed),
+        num_slots=config.max_num_seqs,
+        max_blocks=-(-max_model_len // config.block_size),
+    )
+
+
+def _pool_budget(
+    config: EngineConfig, device: torch.device, activations_bytes: int | None, *, wanted_bytes: int
+) -> int:
+    """Bytes for a pool of the engine's own choice: on a GPU all there is, on a CPU no more than can be used."""
+    if device.type == "cpu":
+        return min(wanted_bytes, memory.cpu_budget_bytes())
+    return memory.gpu_budget_bytes(
+        device, memory_fraction=config.memory_fraction, activations_bytes=activations_bytes or 0
+    )
+
+
+def _measure_activations(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> int:
+    """Run the largest step once and return the peak of what it allocated, on CUDA.
+
+    Every row works in one block, because only sizes matter; all rows sample with every restriction.
+    """
+    runner = _make_runner(model, ops, sizes.make_pool(0), config, limit)
+    torch.cuda.synchronize(sizes.device)
+    torch.cuda.reset_peak_memory_stats(sizes.device)
+    before = torch.cuda.memory_allocated(sizes.device)
+    runner.launch(_largest_step(config, limit)).tokens()
+    return torch.cuda.max_memory_allocated(sizes.device) - before
+
+
+def _largest_step(config: EngineConfig, limit: int) -> StepPlan:
+    """Fill the token budget with as many rows as can run, each as long as its share and the limit allow."""
+    num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    num_tokens = min(limit, config.max_num_batched_tokens // num_rows)
+    sampling = SamplingParams(temperature=1.0, top_p=0.5, top_k=1)
+    rows = [
+        ScheduledRequest(
+            request_id=slot,
+            slot=slot,
+            start=0,
+            num_tokens=num_tokens,
+            token_ids=(0,) * num_tokens,
+            new_blocks=(),
+            num_old_blocks=0,
+            samples=True,
+            num_outputs=0,
+            sampling=sampling,
+        )
+        for slot in range(num_rows)
+    ]
+    return StepPlan(0, Phase.PREFILL, (), tuple(rows))

@@ -1,0 +1,115 @@
+"""Attention over the paged KV cache: project, rotate, write keys and values, attend, project back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nanoinfer.kernels.reference import attention_scale
+from nanoinfer.model.layers import Linear, empty_parameter
+
+if TYPE_CHECKING:
+    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.model.ops import Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeInputs:
+    """Sequences with one query token each; B of them.
+
+    block_table      (B, M) int32
+    context_lens     (B,) int32, the new token included; 0 marks a padded row
+    max_context_len  upper bound of context_lens known to the host
+    """
+
+    block_table: Tensor
+    context_lens: Tensor
+    max_context_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillInputs:
+    """Sequences with several query tokens each, one after the other; B of them.
+
+    block_table    (B, M) int32
+    query_starts   (B + 1,) int32, first row of each sequence among the prefill rows, then their number
+    context_lens   (B,) int32, cached and new tokens
+    max_query_len  longest query, known to the host
+    """
+
+    block_table: Tensor
+    query_starts: Tensor
+    context_lens: Tensor
+    max_query_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionInputs:
+    """What attention needs to know of a step with T tokens: decode rows first, then prefill rows.
+
+    positions     (T,) int64
+    slot_mapping  (T,) int64, where each token's keys and values go
+    """
+
+    positions: Tensor
+    slot_mapping: Tensor
+    decode: DecodeInputs | None
+    prefill: PrefillInputs | None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and, in Qwen3, normalized heads."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        width = config.head_dim
+        self.qkv_proj = Linear(config.hidden_size, config.qkv_heads * width, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_heads * width, config.hidden_size, bias=config.output_bias)
+        self.q_norm = empty_parameter(width) if config.qk_norm else None
+        self.k_norm = empty_parameter(width) if config.qk_norm else None
+        self.eps = config.rms_norm_eps
+        self.scale = attention_scale(width)
+        self.ops = ops
+
+    def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+        """Map x (T, hidden_size) to (T, hidden_size); kv_blocks (2, N, block_size, Hkv, D) is written, then read."""
+        keys, values = kv_blocks[0], kv_blocks[1]
+        qkv = self.qkv_proj(x)
+        query = self.ops.qk_norm_rotary_store(
+            qkv, self.q_norm, self.k_norm, self.eps, cos_sin, inputs.positions, keys, values, inputs.slot_mapping
+        )
+        out: Tensor = self.o_proj(self._attend(query, inputs, keys, values).flatten(1))
+        return out
+
+    def _attend(self, query: Tensor, inputs: AttentionInputs, keys: Tensor, values: Tensor) -> Tensor:
+        """Run each part of the step through the kernel that fits it; (T, Hq, D) in and out."""
+        if inputs.prefill is None:
+            return self._decode(query, inputs.decode, keys, values)
+        if inputs.decode is None:
+            return self._prefill(query, inputs.prefill, keys, values)
+        num_decodes = len(inputs.decode.context_lens)
+        decoded = self._decode(query[:num_decodes], inputs.decode, keys, values)
+        prefilled = self._prefill(query[num_decodes:], inputs.prefill, keys, values)
+        return torch.cat((decoded, prefilled))
+
+    def _decode(self, query: Tensor, rows: DecodeInputs | None, keys: Tensor, values: Tensor) -> Tensor:
+        if rows is None:
+            raise ValueError("a step needs decode rows, prefill rows or both")
+        return self.ops.paged_decode(
+            query, keys, values, rows.block_table, rows.context_lens, self.scale, rows.max_context_len
+        )
+
+    def _prefill(self, query: Tensor, rows: PrefillInputs, keys: Tensor, values: Tensor) -> Tensor:
+        return self.ops.paged_prefill(
+            query,
+            keys,
+            values,
+            rows.block_table,
+            rows.query_starts,
+            rows.context_lens,
+            rows.max_query_len,
+            self.scale,
+        )

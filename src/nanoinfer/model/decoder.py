@@ -1,0 +1,82 @@
+"""The network: a pre-normalized decoder as Qwen2, Qwen3 and Llama share it, read from top to bottom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from nanoinfer.model.attention import Attention, AttentionInputs
+from nanoinfer.model.layers import Embedding, GatedMLP, Linear, RMSNorm, rotary_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.model.ops import Ops
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states to logits.
+
+    The residual stream and the branch that is added to it travel separately, so that each addition is fused with the
+    normalization that follows it.
+    """
+
+    cos_sin: Tensor
+
+    def __init__(self, config: ModelConfig, ops: Ops, num_positions: int) -> None:
+        super().__init__()
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, ops) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
+        self.register_buffer("cos_sin", rotary_table(config, num_positions), persistent=False)
+
+    def forward(self, token_ids: Tensor, inputs: AttentionInputs, kv_cache: Tensor) -> Tensor:
+        """Map token_ids (T,) to normalized hidden states (T, hidden_size).
+
+        kv_cache (num_layers, 2, N, block_size, Hkv, D) receives the tokens' keys and values.
+        """
+        residual = self.embedding(token_ids)
+        branch: Tensor | None = None
+        for layer, kv_blocks in zip(self.layers, kv_cache, strict=True):
+            branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks)
+        if branch is None:
+            raise ValueError("a decoder needs at least one layer")
+        return self.norm.add(branch, residual)[0]
+
+    def decoder_layers(self) -> Iterator[DecoderLayer]:
+        """Walk the layers from the bottom."""
+        for layer in self.layers:
+            yield cast("DecoderLayer", layer)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (S, hidden_size) to logits (S, vocab_size)."""
+        out: Tensor = self.head(hidden)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the MLP, each on the normalized residual stream."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.attention = Attention(config, ops)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.mlp = GatedMLP(config, ops)
+
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (branch, residual), both (T, hidden_size); the first layer has no branch to add."""
+        if branch is None:
+            hidden = self.attention_norm(residual)
+        else:
+            hidden, residual = self.attention_norm.add(branch, residual)
+        hidden = self.attention(hidden, inputs, cos_sin, kv_blocks)
+        hidden, residual = self.mlp_norm.add(hidden, residual)
+        return self.mlp(hidden), residual

@@ -1,0 +1,41 @@
+"""Where a model's files lie: a local folder as it is, or a snapshot of a hub repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nanoinfer.config import ConfigError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+_DUPLICATES = ("original/*", "consolidated*")
+
+
+def resolve_folder(model: str, *, revision: str | None, with_weights: bool) -> Path:
+    """Return the folder of a model: `model` itself where it is one, otherwise a snapshot of that hub id.
+
+    Only safetensors, JSON and tokenizer files are fetched; what the cache holds already is not fetched again.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(model):
+        raise ConfigError(f"model {model!r} is neither a folder that exists nor a hub id such as 'Qwen/Qwen3-0.6B'")
+    return _snapshot(model, revision, _SETTINGS + (("*.safetensors",) if with_weights else ()))
+
+
+def _snapshot(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  costs half a second; local folders need it not
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415  likewise
+
+    try:
+        path = snapshot_download(
+            model, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_DUPLICATES)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ConfigError(
+            f"model {model!r}{at} could not be fetched from the hub ({error}); give a local folder instead"
+        ) from error
+    return Path(path)

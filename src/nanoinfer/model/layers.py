@@ -1,0 +1,103 @@
+"""Linear, Embedding, RMSNorm, the rotary table and the gated MLP.
+
+Parameters are created empty on the current default device and dtype; `weights` fills them. Linear layers that read the
+same input are one fused matrix: the rows of its parts lie one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from nanoinfer.model.config import Llama3Scaling, ModelConfig
+    from nanoinfer.model.ops import Ops
+
+
+def empty_parameter(*shape: int) -> nn.Parameter:
+    """Make an uninitialized parameter for inference."""
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b with W (out_features, in_features); the bias is None where there is none."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = empty_parameter(out_features, in_features)
+        self.bias = empty_parameter(out_features) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (T, in_features) to (T, out_features)."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """Token ids (T,) to rows of W (vocab_size, hidden_size)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = empty_parameter(vocab_size, hidden_size)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Look up (T,) integer ids; returns (T, hidden_size)."""
+        return functional.embedding(token_ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization, alone or fused with the residual addition before it."""
+
+    def __init__(self, size: int, eps: float, ops: Ops) -> None:
+        super().__init__()
+        self.weight = empty_parameter(size)
+        self.eps = eps
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (T, size)."""
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (normalized sum, sum) of x and the residual stream, both (T, size)."""
+        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) with gate and up in one matrix."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (T, hidden_size) to (T, hidden_size)."""
+        out: Tensor = self.down_proj(self.ops.silu_and_mul(self.gate_up_proj(x)))
+        return out
+
+
+def rotary_table(config: ModelConfig, num_positions: int) -> Tensor:
+    """Cosines and sines (num_positions, head_dim) float32, as `kernels.reference.rotary` reads them."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is not None:
+        frequencies = scale_llama3(frequencies, config.rope_scaling)
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def scale_llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Divide low frequencies by `factor`, keep high ones, blend between (Llama 3.1's published rule).
+
+    A frequency is low where its wavelength exceeds the original context / low_freq_factor, high where it is below the
+    original context / high_freq_factor.
+    """
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)

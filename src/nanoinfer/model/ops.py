@@ -1,0 +1,47 @@
+"""Ops: the kernels that a model runs on, chosen once for its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nanoinfer.kernels import reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ops:
+    """One implementation of each kernel. Signatures and shapes are those of `nanoinfer.kernels.reference`.
+
+    Callers pass tensors by position and use only what is returned: a kernel may overwrite inputs where the reference
+    says so.
+    """
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    silu_and_mul: Callable[[Tensor], Tensor]
+    qk_norm_rotary_store: Callable[..., Tensor]
+    paged_decode: Callable[..., Tensor]
+    paged_prefill: Callable[..., Tensor]
+    sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+REFERENCE = Ops(
+    rms_norm=reference.rms_norm,
+    add_rms_norm=reference.add_rms_norm,
+    silu_and_mul=reference.silu_and_mul,
+    qk_norm_rotary_store=reference.qk_norm_rotary_store,
+    paged_decode=reference.paged_decode,
+    paged_prefill=reference.paged_prefill,
+    sample=reference.sample,
+)
+
+
+def select_ops(device: torch.device) -> Ops:  # noqa: ARG001  the Triton kernels join here, chosen by device
+    """Return the fastest kernels that run on the device."""
+    return REFERENCE

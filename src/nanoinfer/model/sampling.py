@@ -1,0 +1,60 @@
+"""Logits to token ids, on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nanoinfer.model.ops import Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingInputs:
+    """The settings of S sampled rows.
+
+    temperatures   (S,) float32, 0 is greedy
+    top_ps         (S,) float32, 1 where there is no limit
+    top_ks         (S,) int64, the vocabulary's size where there is no limit
+    seeds          (S,) int64
+    token_indices  (S,) int64, index of the sampled token among its request's outputs
+    restricted     whether any row has a limit (a host fact: without one, nothing is sorted)
+    """
+
+    temperatures: Tensor
+    top_ps: Tensor
+    top_ks: Tensor
+    seeds: Tensor
+    token_indices: Tensor
+    restricted: bool
+
+
+def choose_tokens(logits: Tensor, inputs: SamplingInputs, ops: Ops) -> Tensor:
+    """Choose one token a row of logits (S, V); returns (S,) int64."""
+    if inputs.restricted:
+        logits = restrict(logits, inputs.temperatures, inputs.top_ps, inputs.top_ks)
+    return ops.sample(logits, inputs.temperatures, inputs.seeds, inputs.token_indices)
+
+
+def restrict(logits: Tensor, temperatures: Tensor, top_ps: Tensor, top_ks: Tensor) -> Tensor:
+    """Exclude all but the `top_k` most likely tokens, then all but the fewest that together reach `top_p`.
+
+    logits (S, V); the other arguments (S,). Probabilities are those after the temperature and, for top_p, among what
+    top_k left. A token as likely as the last one kept is kept as well, and the most likely one always is. Returns
+    logits in float32 with -inf where a token is excluded.
+    """
+    logits = logits.float()
+    ordered = logits.sort(dim=-1, descending=True).values
+    ranks = torch.arange(logits.shape[1], device=logits.device)
+    kept_by_k = ranks < top_ks[:, None]
+    heat = torch.where(temperatures == 0, 1.0, temperatures)[:, None]
+    probabilities = torch.softmax((ordered / heat).masked_fill(~kept_by_k, float("-inf")), dim=-1)
+    more_likely = probabilities.cumsum(-1) - probabilities
+    # Rounding of the sum must not cut anything where there is no limit.
+    kept = kept_by_k & ((more_likely < top_ps[:, None]) | (top_ps[:, None] >= 1.0))
+    threshold = ordered.gather(1, kept.sum(-1, keepdim=True).clamp(min=1) - 1)
+    return logits.masked_fill(logits < threshold, float("-inf"))

@@ -1,0 +1,158 @@
+"""Fill a decoder's parameters: from safetensors files, or drawn from a seed.
+
+Both ways go through one table: checkpoint name -> the part of a (fused) parameter that it fills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+
+from nanoinfer.config import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.model.decoder import Decoder, DecoderLayer
+    from nanoinfer.model.layers import Linear
+
+_NAMES_SHOWN = 8
+_BIAS_STD = 0.02
+
+
+def destinations(model: Decoder, config: ModelConfig) -> dict[str, Tensor]:
+    """Map every name that a checkpoint must hold to the view that it fills."""
+    table: dict[str, Tensor] = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norm.weight,
+    }
+    if not config.tie_word_embeddings:
+        table["lm_head.weight"] = model.head.weight
+    for index, layer in enumerate(model.decoder_layers()):
+        table |= {f"model.layers.{index}.{name}": view for name, view in _layer_destinations(layer, config)}
+    return {name: view.detach() for name, view in table.items()}
+
+
+def _layer_destinations(layer: DecoderLayer, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention, mlp = layer.attention, layer.mlp
+    yield "input_layernorm.weight", layer.attention_norm.weight
+    yield "post_attention_layernorm.weight", layer.mlp_norm.weight
+    yield from _parts(attention.qkv_proj, "self_attn.", {"q_proj": query, "k_proj": key, "v_proj": key})
+    yield from _parts(attention.o_proj, "self_attn.", {"o_proj": config.hidden_size})
+    if attention.q_norm is not None and attention.k_norm is not None:
+        yield "self_attn.q_norm.weight", attention.q_norm
+        yield "self_attn.k_norm.weight", attention.k_norm
+    width = config.intermediate_size
+    yield from _parts(mlp.gate_up_proj, "mlp.", {"gate_proj": width, "up_proj": width})
+    yield from _parts(mlp.down_proj, "mlp.", {"down_proj": config.hidden_size})
+
+
+def _parts(linear: Linear, prefix: str, rows: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """Name the row ranges of a fused linear layer, weights and biases."""
+    start = 0
+    for name, count in rows.items():
+        yield f"{prefix}{name}.weight", linear.weight[start : start + count]
+        if linear.bias is not None:
+            yield f"{prefix}{name}.bias", linear.bias[start : start + count]
+        start += count
+
+
+# --- from a checkpoint ------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(model: Decoder, config: ModelConfig, folder: Path) -> None:
+    """Copy a folder's safetensors into the model; a missing, unused or misshapen name is a ConfigError."""
+    missing = destinations(model, config)
+    unused: dict[str, Tensor] = {}
+    for path in checkpoint_files(folder):
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118  the handle is no mapping
+                target = missing.pop(name, None)
+                if target is None:
+                    unused[name] = shard.get_tensor(name)
+                else:
+                    _copy(name, shard.get_tensor(name), target)
+    if missing:
+        raise ConfigError(f"the checkpoint in {folder} lacks {_enumerate(missing)}")
+    unknown = [name for name, tensor in unused.items() if not _is_redundant(name, tensor, model, config)]
+    if unknown:
+        raise ConfigError(f"{config.architecture} has no use for {_enumerate(unknown)} of the checkpoint in {folder}")
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """List the safetensors files of a checkpoint: those of its index, or the only one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise ConfigError(f"{folder} lacks {_enumerate(absent)}, which its index names; complete the download")
+    if not files:
+        raise ConfigError(
+            f'{folder} holds no safetensors; convert the checkpoint, or use weights="synthetic" for random ones'
+        )
+    return files
+
+
+def _copy(name: str, tensor: Tensor, target: Tensor) -> None:
+    if tensor.shape != target.shape:
+        raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(target.shape)}")
+    if not tensor.is_floating_point():
+        raise ConfigError(f"{name} is stored as {tensor.dtype}; only unquantized floating-point weights are supported")
+    target.copy_(tensor)
+    if target.dtype == torch.float16 and tensor.dtype != torch.float16 and not bool(target.isfinite().all()):
+        raise ConfigError(f'{name} holds values beyond the range of float16; use dtype="bfloat16" or "float32"')
+
+
+def _is_redundant(name: str, tensor: Tensor, model: Decoder, config: ModelConfig) -> bool:
+    """Whether a name that fills nothing says only what is known: an old rotary table, or the copy of a tied head."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    if name != "lm_head.weight" or not config.tie_word_embeddings:
+        return False
+    weight = model.embedding.weight
+    return torch.equal(tensor.to(weight.device, weight.dtype), weight)
+
+
+def _enumerate(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = len(listed) - _NAMES_SHOWN
+    return ", ".join(listed[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+# --- from a seed ------------------------------------------------------------------------------------------------------
+
+
+def draw_weights(model: Decoder, config: ModelConfig, seed: int) -> None:
+    """Draw every parameter from (seed, its checkpoint name) on the parameter's own device.
+
+    Norms are 1. Matrices have variance 1 / inputs, so that activations keep their scale; those that write to the
+    residual stream are divided by sqrt(2 * layers), so that it does not grow with depth (GPT-2's rule).
+    """
+    residual_scale = (2 * config.num_layers) ** -0.5
+    for name, target in destinations(model, config).items():
+        if name.endswith("norm.weight"):
+            target.fill_(1.0)
+            continue
+        std = _BIAS_STD if target.ndim == 1 else target.shape[1] ** -0.5
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            std *= residual_scale
+        generator = torch.Generator(target.device).manual_seed(_name_seed(seed, name))
+        target.normal_(0.0, std, generator=generator)
+
+
+def _name_seed(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
