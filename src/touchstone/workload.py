@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.base import GenerationRequest
+from touchstone.records import Lengths, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from touchstone.records import Lengths, WorkloadSpec
 
 Item = TypeVar("Item")
 
@@ -39,6 +39,26 @@ class WorkloadError(ValueError):
 def derive_seed(*parts: str | int) -> int:
     """Make an independent 63-bit seed from a seed and the names of what it is for."""
     return int(sha256_hex(canonical_json(list(parts)))[:16], 16) >> 1
+
+
+def fixed(
+    num_requests: int,
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    concurrency: int | None = None,
+    shared_fraction: float = 0.0,
+    prefix_fraction: float = 0.0,
+) -> WorkloadSpec:
+    """Describe greedy requests that are all of one length."""
+    return WorkloadSpec(
+        num_requests=num_requests,
+        input_tokens=Lengths(low=input_tokens, high=input_tokens),
+        output_tokens=Lengths(low=output_tokens, high=output_tokens),
+        concurrency=concurrency,
+        shared_fraction=shared_fraction,
+        prefix_fraction=prefix_fraction,
+    )
 
 
 def num_sharing(spec: WorkloadSpec) -> int:

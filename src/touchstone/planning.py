@@ -1,0 +1,375 @@
+"""Decides everything before anything is measured: which tests, how often, in which order, with which seeds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from touchstone.canonical import canonical_json, sha256_hex
+from touchstone.environment import usable_memory_bytes, usable_threads
+from touchstone.experiment import Bilingual, Design, Experiment, Profile
+from touchstone.models import TINY_SOURCE
+from touchstone.records import SCHEMA_VERSION, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
+from touchstone.workload import derive_seed, shuffled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from touchstone.engines.base import Capabilities
+    from touchstone.models import ChosenModel
+    from touchstone.records import Environment, Hardware, WorkloadSpec
+
+CODE_TEST = "4.1"
+CODE_TREE = "src"
+
+
+class PlanError(ValueError):
+    """A run that cannot be planned; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How often a test is measured: fresh processes, timed repetitions in each, warm-ups before them."""
+
+    processes: int
+    repetitions: int
+    warmups: int
+
+
+# n = 6 is the smallest number of processes whose [min, max] is a 95 % interval of the median (96.9 %), and the smallest
+# number of blocks with which an exact sign-flip test can reach p < .05. k = 3 makes a process's score the median of
+# three. Memory barely varies, so outside the paper three processes show that it does not. `quick` is for a first look
+# and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards.
+_REPEATED, _PAIRED, _MEMORY = "repeated", "paired", "memory"
+LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
+    {
+        (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
+        (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.SMOKE, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _REPEATED): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _PAIRED): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=2),
+        (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=2),
+        (Profile.PAPER, _MEMORY): Layout(processes=6, repetitions=1, warmups=1),
+    }
+)
+UNIT_TIMEOUT_S: Mapping[Profile, int] = MappingProxyType({Profile.SMOKE: 300, Profile.QUICK: 900, Profile.PAPER: 1800})
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
+
+# Rough machine speeds for the time estimate that `--dry-run` shows; no result is made from them.
+_STARTUP_S = {"cpu": 4.0, "cuda": 25.0}
+_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
+_STEP_S = {"cpu": 0.004, "cuda": 0.008}
+_CODE_METRICS_S = 10.0
+
+_KV_GRANULE_TOKENS = 64  # a request's KV space is rounded up to this, the least common multiple of usual block sizes
+_KV_MEMORY_SHARE = 0.8  # of device memory, for all KV pools and weights of one process together
+
+
+@dataclass(frozen=True, slots=True)
+class Facilities:
+    """What the machine and the engine have, as far as tests ask for it."""
+
+    device: str
+    num_gpus: int
+    capabilities: Capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Something that a test needs, and why it is not measured without it."""
+
+    is_met: Callable[[Facilities], bool]
+    reason: Callable[[Facilities], Bilingual]
+
+
+def _no_gpu(facilities: Facilities) -> Bilingual:
+    if facilities.num_gpus:
+        return Bilingual(
+            "the run was asked for on the processor, not on the GPU", "本次运行指定在 CPU 上进行，未使用 GPU"
+        )
+    return Bilingual("no NVIDIA GPU on this machine", "本机没有 NVIDIA GPU")
+
+
+def _few_gpus(facilities: Facilities) -> Bilingual:
+    count = facilities.num_gpus
+    return Bilingual(f"several GPUs are needed, this machine has {count}", f"需要多张 GPU，本机有 {count} 张")
+
+
+def _unreported(english: str, chinese: str) -> Callable[[Facilities], Bilingual]:
+    return lambda _: Bilingual(f"this engine does not report {english}", f"该引擎不报告{chinese}")
+
+
+REQUIREMENTS: Mapping[str, Requirement] = MappingProxyType(
+    {
+        "GPU": Requirement(lambda have: have.device.startswith("cuda") and have.num_gpus > 0, _no_gpu),
+        "several GPUs": Requirement(lambda have: have.num_gpus > 1, _few_gpus),
+        "steps": Requirement(lambda have: have.capabilities.reports_steps, _unreported("its steps", "每一步的信息")),
+        "cached tokens": Requirement(
+            lambda have: have.capabilities.reports_cached_tokens,
+            _unreported("cached prompt tokens", "缓存命中的提示 token 数"),
+        ),
+        "memory parts": Requirement(
+            lambda have: have.capabilities.reports_memory_parts, _unreported("its memory parts", "各部分内存")
+        ),
+        "workload per GPU": Requirement(
+            lambda _: False,
+            lambda _: Bilingual(
+                "not implemented yet: a workload that grows with the number of GPUs",
+                "尚未实现：随 GPU 数增长的工作负载",
+            ),
+        ),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What the user asked for, with every default filled in. `only` empty means every test."""
+
+    profile: Profile
+    engine: str
+    device: str
+    dtype: str
+    seed: int
+    only: tuple[str, ...] = ()
+
+
+def make_plan(
+    request: RunRequest,
+    experiments: Sequence[Experiment],
+    environment: Environment,
+    model: ChosenModel,
+    capabilities: Capabilities,
+) -> RunPlan:
+    """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind."""
+    _check_selection(request, experiments)
+    facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities)
+    planned: list[tuple[PlannedTest, Design]] = []
+    not_measured: list[NotMeasured] = []
+    for experiment in experiments:
+        reason = _why_not(experiment, request, facilities)
+        if reason is not None:
+            not_measured.append(NotMeasured(test_id=experiment.plan_id, reason=reason.en, reason_zh=reason.zh))
+        else:
+            test = _plan_test(experiment, request, environment.hardware, model.config, capabilities)
+            planned.append((test, experiment.design))
+    if _selected(CODE_TEST, request):
+        planned.append((_plan_code_test(), Design.REPEATED))
+    else:
+        not_measured.append(NotMeasured(test_id=CODE_TEST, reason=_NOT_SELECTED.en, reason_zh=_NOT_SELECTED.zh))
+    fields: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "profile": request.profile.value,
+        "seed": request.seed,
+        "engine": request.engine,
+        "device": request.device,
+        "dtype": request.dtype,
+        "model": model.spec,
+        "engine_options": {},
+        "threads": _threads(environment.hardware, model),
+        "tests": tuple(test for test, _ in planned),
+        "units": _order_units(planned, request.seed),
+        "not_measured": tuple(not_measured),
+    }
+    unhashed = RunPlan(**fields, plan_sha256="0" * 64).model_dump(mode="json", exclude={"plan_sha256"})
+    return RunPlan(**fields, plan_sha256=sha256_hex(canonical_json(unhashed)))
+
+
+# --- which tests ----------------------------------------------------------------------------------------------------
+
+_NOT_SELECTED = Bilingual("left out of this run by --only", "本次运行用 --only 排除了该测试")
+
+
+def _check_selection(request: RunRequest, experiments: Sequence[Experiment]) -> None:
+    known = [*(experiment.plan_id for experiment in experiments), CODE_TEST]
+    if unknown := sorted(set(request.only) - set(known)):
+        raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}")
+
+
+def _selected(test_id: str, request: RunRequest) -> bool:
+    return not request.only or test_id in request.only
+
+
+def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities) -> Bilingual | None:
+    """Say why a test is not measured, None when it is: not selected, no such machine, no such engine option."""
+    if not _selected(experiment.plan_id, request):
+        return _NOT_SELECTED
+    for name, requirement in REQUIREMENTS.items():
+        if name in experiment.requires and not requirement.is_met(facilities):
+            return requirement.reason(facilities)
+    needed = {name for arm in experiment.arms for name in arm.options}
+    needed |= set(experiment.engine_options.get(request.profile, {}))
+    if missing := sorted(needed - facilities.capabilities.options):
+        names = ", ".join(missing)
+        return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
+    return None
+
+
+# --- how often, with which options ----------------------------------------------------------------------------------
+
+
+def layout_of(experiment: Experiment, profile: Profile) -> Layout:
+    """Look up how often a test is measured in a profile."""
+    kind = _PAIRED if experiment.design is Design.PAIRED_BLOCKS else _REPEATED
+    return LAYOUTS[profile, _MEMORY if experiment.measure_memory else kind]
+
+
+def _plan_test(
+    experiment: Experiment,
+    request: RunRequest,
+    hardware: Hardware,
+    config: Mapping[str, Any],
+    capabilities: Capabilities,
+) -> PlannedTest:
+    workload = experiment.workload[request.profile]
+    layout = layout_of(experiment, request.profile)
+    engines = len(experiment.arms) if experiment.design is Design.PAIRED_BLOCKS else 1
+    shared = dict(experiment.engine_options.get(request.profile, {}))
+    sized: dict[str, Scalar] = {
+        "kv_cache_bytes": _kv_cache_bytes(workload, request, hardware, config, engines, shared.get("max_num_seqs")),
+        "max_model_len": workload.input_tokens.high + workload.output_tokens.high,
+    }
+    shared |= {name: value for name, value in sized.items() if name in capabilities.options and name not in shared}
+    runs = layout.warmups * engines + layout.repetitions * (2 * engines if engines > 1 else 1)
+    processes = layout.processes * (len(experiment.arms) if engines == 1 else 1)
+    return PlannedTest(
+        test_id=experiment.plan_id,
+        engine=request.engine,
+        arms=tuple(ArmSpec(name=arm.name, options=dict(arm.options)) for arm in experiment.arms),
+        workload=workload,
+        num_processes=layout.processes,
+        num_repetitions=layout.repetitions,
+        num_warmups=layout.warmups,
+        estimated_s=round(processes * _estimate_s(workload, request.device, config, runs), 1),
+        engine_options=shared,
+    )
+
+
+def _plan_code_test() -> PlannedTest:
+    return PlannedTest(
+        test_id=CODE_TEST,
+        engine=None,
+        arms=(),
+        workload=None,
+        num_processes=1,
+        num_repetitions=1,
+        num_warmups=0,
+        estimated_s=_CODE_METRICS_S,
+    )
+
+
+def _threads(hardware: Hardware, model: ChosenModel) -> int:
+    """Use every core that the process may use, but one for the tiny model, whose matrices are not worth dividing."""
+    return 1 if model.spec.source == TINY_SOURCE else usable_threads(hardware)
+
+
+def _kv_cache_bytes(
+    workload: WorkloadSpec,
+    request: RunRequest,
+    hardware: Hardware,
+    config: Mapping[str, Any],
+    engines: int,
+    max_num_seqs: Scalar,
+) -> int:
+    """Size the KV pool so that all requests that run at once fit, as far as memory goes; the same in every arm.
+
+    All engines of one process share `_KV_MEMORY_SHARE` of the memory, their weights included.
+    """
+    tokens = workload.input_tokens.high + workload.output_tokens.high
+    granules = math.ceil(tokens / _KV_GRANULE_TOKENS) + 1
+    running = min(workload.num_requests, int(max_num_seqs)) if max_num_seqs else workload.num_requests
+    wanted = running * granules * _KV_GRANULE_TOKENS * kv_bytes_per_token(config, request.dtype)
+    if request.device.startswith("cuda"):
+        memory = min(gpu.memory_bytes for gpu in hardware.gpus)
+    else:
+        memory = usable_memory_bytes(hardware)
+    weights = num_parameters(config) * DTYPE_BYTES[request.dtype]
+    available = int(memory * _KV_MEMORY_SHARE / engines) - weights
+    if available <= 0:
+        raise PlanError(
+            f"{engines} engine(s) of {weights / 1e9:.1f} GB weights do not fit {memory / 1e9:.1f} GB of memory; "
+            "choose a smaller model or --dtype"
+        )
+    return min(wanted, available)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
+    """Count the bytes of one token's keys and values over all layers."""
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return int(2 * config["num_hidden_layers"] * heads * _head_dim(config) * DTYPE_BYTES[dtype])
+
+
+def num_parameters(config: Mapping[str, Any]) -> int:
+    """Count the weights of a dense decoder from its config.json: projections and embeddings; norms are left out."""
+    hidden, head = config["hidden_size"], _head_dim(config)
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    attention = hidden * head * (2 * heads + 2 * kv_heads)
+    layer = attention + 3 * hidden * config["intermediate_size"]
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return int(config["num_hidden_layers"] * layer + embeddings)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _estimate_s(workload: WorkloadSpec, device: str, config: Mapping[str, Any], runs: int) -> float:
+    """Guess the seconds of one process: starting up, then arithmetic and steps of its runs."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    inputs = (workload.input_tokens.low + workload.input_tokens.high) / 2
+    outputs = (workload.output_tokens.low + workload.output_tokens.high) / 2
+    flops = 2 * num_parameters(config) * workload.num_requests * (inputs + outputs)
+    steps = outputs * (workload.num_requests if workload.concurrency == 1 else 1)
+    return _STARTUP_S[kind] + runs * (flops / _FLOPS_PER_S[kind] + steps * _STEP_S[kind])
+
+
+# --- in which order -------------------------------------------------------------------------------------------------
+
+
+def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tuple[UnitPlan, ...]:
+    """Interleave the tests: round r holds the r-th process of every test, shuffled by the seed.
+
+    A drift of the machine then falls on all tests alike, and none is measured all at the beginning or the end.
+    """
+    units = [list(_units_of(test, design, seed)) for test, design in planned]
+    ordered: list[UnitPlan] = []
+    for process in range(max((test.num_processes for test, _ in planned), default=0)):
+        in_round = [unit for row in units for unit in row if unit.process == process]
+        ordered += shuffled(Random(derive_seed(seed, "order", process)), in_round)
+    return tuple(ordered)
+
+
+def _units_of(test: PlannedTest, design: Design, seed: int) -> Iterator[UnitPlan]:
+    """One unit a process; a process of a paired test holds a whole block, of any other test one arm."""
+    for process in range(test.num_processes):
+        unit_seed = derive_seed(seed, test.test_id, process)
+        for name, arm_order in _arm_orders(test, design, unit_seed):
+            yield UnitPlan(
+                unit_id=f"{test.test_id}-{name}{process}",
+                test_id=test.test_id,
+                process=process,
+                arm_order=arm_order,
+                num_warmups=test.num_warmups,
+                num_repetitions=test.num_repetitions,
+                seed=unit_seed,
+            )
+
+
+def _arm_orders(test: PlannedTest, design: Design, unit_seed: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if not test.arms:
+        yield "p", ()
+    elif design is Design.PAIRED_BLOCKS:
+        first, second = (arm.name for arm in test.arms)
+        if Random(derive_seed(unit_seed, "coin")).random() < 1 / 2:
+            first, second = second, first
+        yield "b", (first, second, second, first)
+    else:
+        for arm in test.arms:
+            yield ("p" if len(test.arms) == 1 else f"{arm.name.replace(' ', '')}-p"), (arm.name,)
