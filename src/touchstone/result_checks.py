@@ -70,18 +70,17 @@ def hit_upper_bound(spec: WorkloadSpec, prompt_lengths: Sequence[int], block_siz
 
 
 def _attempts_accounted(test: TestRuns) -> Check:
-    """Every planned unit has attempts numbered 1, 2, ... of which one is valid, and no attempt is of another unit."""
+    """Require attempts 1, 2, ... of every planned unit, one of them valid and no more, and none of another unit."""
     numbers: dict[str, list[int]] = {unit.unit_id: [] for unit in test.units}
-    strangers = 0
+    strangers = sum(attempt.unit_id not in numbers for _, attempt in test.attempts)
+    valid_units = [attempt.unit_id for _, attempt in test.attempts if attempt.valid]
     for _, attempt in test.attempts:
-        if attempt.unit_id in numbers:
-            numbers[attempt.unit_id].append(attempt.attempt)
-        else:
-            strangers += 1
+        numbers.setdefault(attempt.unit_id, []).append(attempt.attempt)
     gaps = sum(found != list(range(1, len(found) + 1)) for found in numbers.values())
     planned, done = len(test.units), len(test.processes)
     total, valid = len(test.attempts), test.num_valid
-    lost = gaps + strangers
+    repeated = len(valid_units) - len(set(valid_units))
+    lost = gaps + strangers + repeated
     detail = f"{planned} processes planned, {done} done; {total} attempts, {valid} valid; {lost} unaccounted for"
     detail_zh = f"计划 {planned} 个进程，完成 {done} 个；尝试 {total} 次，有效 {valid} 次；{lost} 处对不上"
     return Check(

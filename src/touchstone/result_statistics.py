@@ -1,0 +1,261 @@
+"""From the timed runs of one test to its metric statistics, its paired effects and the plan's result fields."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from touchstone import statistics
+from touchstone.experiment import Bilingual, Design
+from touchstone.metrics import COMPARISONS, DICTIONARY
+from touchstone.quantities import NotAvailable, Quantity
+from touchstone.records import Effect, MetricStatistics, Verdict, WorkedExample
+from touchstone.runs import MAX_INVALID_SHARE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from touchstone.experiment import Experiment, Measure
+    from touchstone.metrics import MetricDefinition
+    from touchstone.records import Scalar
+    from touchstone.runs import Process, Run, TestRuns
+
+NUM_PAIRED_ARMS = 2
+TOO_MANY_INVALID = Bilingual(
+    f"more than {MAX_INVALID_SHARE:.0%} of the attempts were invalid", f"无效尝试超过 {MAX_INVALID_SHARE:.0%}"
+)
+
+
+class MeasureError(ValueError):
+    """An experiment that asks for what cannot be derived; the message names it and what exists."""
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Refuse unknown metrics, comparisons without pairs, and pairs that are not two arms."""
+    known = {*DICTIONARY, *COMPARISONS}
+    paired = experiment.design is Design.PAIRED_BLOCKS
+    for measure in experiment.measures:
+        if measure.metric not in known:
+            names = ", ".join(sorted(known))
+            raise MeasureError(f"test {experiment.plan_id}: unknown metric {measure.metric!r}; known are {names}")
+        if measure.metric in COMPARISONS and not paired:
+            raise MeasureError(f"test {experiment.plan_id}: {measure.metric!r} compares arms; use paired blocks")
+    if paired and len(experiment.arms) != NUM_PAIRED_ARMS:
+        raise MeasureError(f"test {experiment.plan_id}: paired blocks need 2 arms, {len(experiment.arms)} are given")
+
+
+def metric_statistics(test: TestRuns, experiment: Experiment) -> tuple[MetricStatistics, ...]:
+    """Describe every metric that the experiment reports or compares, arm by arm, in the experiment's order."""
+    keys: dict[str, bool] = {}
+    for measure in experiment.measures:
+        name = base_metric(measure)
+        keys[name] = keys.get(name, False) or measure.key
+    return tuple(_describe(test, DICTIONARY[name], arm, key=key) for name, key in keys.items() for arm in test.arms)
+
+
+def base_metric(measure: Measure) -> str:
+    """Name the metric of single runs behind a measure: itself, or what the comparison compares."""
+    comparison = COMPARISONS.get(measure.metric)
+    return measure.metric if comparison is None else comparison.metric
+
+
+def paired_effects(test: TestRuns, experiment: Experiment) -> tuple[Effect, ...]:
+    """Estimate treatment / baseline of each metric from one log-ratio a process; none for a design without pairs.
+
+    A metric is left out where a run does not give it or gives a value that is not positive. A count with the same
+    ratio in every block is EXACT and not tested; Holm's adjustment runs over all the others.
+    """
+    if experiment.design is not Design.PAIRED_BLOCKS or test.too_many_invalid or not test.processes:
+        return ()
+    baseline, treatment = test.arms
+    found: dict[str, tuple[float, ...]] = {}
+    for name in dict.fromkeys(base_metric(measure) for measure in experiment.measures):
+        blocks = block_log_ratios(test.processes, DICTIONARY[name], baseline, treatment)
+        if blocks is not None:
+            found[name] = blocks
+    exact = {name for name, blocks in found.items() if DICTIONARY[name].counted and len(set(blocks)) == 1}
+    tested = [name for name in found if name not in exact]
+    estimates = statistics.ablation_effects([found[name] for name in tested])
+    by_name = dict(zip(tested, estimates, strict=True))
+    return tuple(
+        _exact_effect(name, baseline, treatment, blocks)
+        if name in exact
+        else _tested_effect(name, baseline, treatment, by_name[name])
+        for name, blocks in found.items()
+    )
+
+
+def block_log_ratios(
+    processes: Sequence[Process], definition: MetricDefinition, baseline: str, treatment: str
+) -> tuple[float, ...] | None:
+    """Take one log-ratio a process: mean log of its treatment runs less mean log of its baseline runs."""
+    ratios = []
+    for process in processes:
+        logs = [_mean_log(process.of_arm(arm), definition) for arm in (treatment, baseline)]
+        if logs[0] is None or logs[1] is None:
+            return None
+        ratios.append(logs[0] - logs[1])
+    return tuple(ratios)
+
+
+def plan_results(
+    experiment: Experiment, described: Sequence[MetricStatistics], effects: Sequence[Effect]
+) -> dict[str, Scalar]:
+    """Fill the plan's result fields; None where a value is withheld.
+
+    A single arm gives the field itself. Of a pair the treatment gives it, and the baseline `<field>_<arm>`. Several
+    unpaired arms give `<arm>_<field>`.
+    """
+    medians = {(item.metric, item.arm): item.median for item in described}
+    ratios = {effect.metric: effect.ratio for effect in effects}
+    results: dict[str, Scalar] = {}
+    for measure in experiment.measures:
+        if measure.result is None:
+            continue
+        comparison = COMPARISONS.get(measure.metric)
+        if comparison is not None:
+            ratio = ratios.get(comparison.metric)
+            results[measure.result] = None if ratio is None else comparison.transform(ratio)
+        else:
+            results |= _arm_fields(experiment, measure.metric, measure.result, medians)
+    return results
+
+
+def _arm_fields(
+    experiment: Experiment, metric: str, field: str, medians: Mapping[tuple[str, str], float | None]
+) -> dict[str, Scalar]:
+    arms = [arm.name for arm in experiment.arms]
+    if len(arms) == 1:
+        return {field: medians.get((metric, arms[0]))}
+    if experiment.design is Design.PAIRED_BLOCKS:
+        baseline, treatment = arms
+        return {field: medians.get((metric, treatment)), f"{field}_{baseline}": medians.get((metric, baseline))}
+    return {f"{arm}_{field}": medians.get((metric, arm)) for arm in arms}
+
+
+# --- one metric of one arm ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    run: Run
+    quantity: Quantity
+
+
+def _describe(test: TestRuns, definition: MetricDefinition, arm: str, *, key: bool) -> MetricStatistics:
+    if test.too_many_invalid:
+        return _withheld(definition, arm, TOO_MANY_INVALID, Verdict.INVALID, key=key)
+    rows = [[(run, definition.compute(run.facts)) for run in process.of_arm(arm)] for process in test.processes]
+    for _, measured in (cell for row in rows for cell in row):
+        if isinstance(measured, NotAvailable):
+            return _withheld(definition, arm, measured.reason, Verdict.INSUFFICIENT, key=key)
+    values = [[_Value(run, cell) for run, cell in row if isinstance(cell, Quantity)] for row in rows if row]
+    return _described(test, definition, arm, values, key=key)
+
+
+def _described(
+    test: TestRuns, definition: MetricDefinition, arm: str, rows: Sequence[Sequence[_Value]], *, key: bool
+) -> MetricStatistics:
+    repetitions = tuple(tuple(value.quantity.value for value in row) for row in rows)
+    scores = tuple(median(row) for row in repetitions)
+    summary = statistics.summarize(scores, planned=len(test.units), counted=definition.counted)
+    sizes = [value.quantity.sample_size for row in rows for value in row if value.quantity.sample_size is not None]
+    return MetricStatistics(
+        metric=definition.id,
+        arm=arm,
+        unit=definition.unit,
+        key=key,
+        repetitions=repetitions,
+        values=scores,
+        n=summary.n,
+        k=min((len(row) for row in repetitions), default=0),
+        sample_size=min(sizes, default=None),
+        median=summary.median,
+        interval=summary.interval,
+        log_t_interval=summary.log_t_interval,
+        max_deviation=summary.max_deviation,
+        drift=summary.drift,
+        drift_p=summary.drift_p,
+        verdict=summary.verdict,
+        indicative=summary.indicative,
+        withheld=None,
+        example=_example([value for row in rows for value in row], summary.median),
+    )
+
+
+def _example(values: Sequence[_Value], centre: float | None) -> WorkedExample | None:
+    """Show the run whose value lies nearest to the median; the first of them where several do."""
+    if centre is None:
+        return None
+    nearest = min(values, key=lambda value: abs(value.quantity.value - centre))
+    return WorkedExample(
+        unit_id=nearest.run.unit_id,
+        position=nearest.run.position,
+        value=nearest.quantity.value,
+        terms=dict(nearest.quantity.terms),
+    )
+
+
+def _withheld(
+    definition: MetricDefinition, arm: str, reason: Bilingual, verdict: Verdict, *, key: bool
+) -> MetricStatistics:
+    return MetricStatistics(
+        metric=definition.id,
+        arm=arm,
+        unit=definition.unit,
+        key=key,
+        repetitions=(),
+        values=(),
+        n=0,
+        k=0,
+        sample_size=None,
+        median=None,
+        interval=None,
+        log_t_interval=None,
+        max_deviation=None,
+        drift=None,
+        drift_p=None,
+        verdict=verdict,
+        indicative=True,
+        withheld=reason.en,
+        withheld_zh=reason.zh,
+    )
+
+
+# --- one effect -----------------------------------------------------------------------------------------------------
+
+
+def _mean_log(runs: Sequence[Run], definition: MetricDefinition) -> float | None:
+    measured = [definition.compute(run.facts) for run in runs]
+    values = [item.value for item in measured if isinstance(item, Quantity) and item.value > 0]
+    return fmean(math.log(value) for value in values) if values and len(values) == len(runs) else None
+
+
+def _exact_effect(metric: str, baseline: str, treatment: str, blocks: tuple[float, ...]) -> Effect:
+    return Effect(
+        metric=metric,
+        baseline=baseline,
+        treatment=treatment,
+        blocks=blocks,
+        ratio=math.exp(blocks[0]),
+        interval=None,
+        p_sign_flip=None,
+        p_holm=None,
+        verdict=Verdict.EXACT,
+    )
+
+
+def _tested_effect(metric: str, baseline: str, treatment: str, estimate: statistics.AblationEffect) -> Effect:
+    return Effect(
+        metric=metric,
+        baseline=baseline,
+        treatment=treatment,
+        blocks=estimate.blocks,
+        ratio=estimate.ratio,
+        interval=estimate.interval,
+        p_sign_flip=estimate.p_sign_flip,
+        p_holm=estimate.p_holm,
+        verdict=estimate.verdict,
+    )

@@ -1,0 +1,250 @@
+"""One JSON file a test of the plan, derived from the ledger and the traces alone; nothing flows back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from touchstone.canonical import atomic_write
+from touchstone.experiment import Bilingual
+from touchstone.ledger import LEDGER_NAME
+from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result
+from touchstone.result_checks import check_test
+from touchstone.result_prose import describe_hardware, how_obtained, verification
+from touchstone.result_quality import (
+    METHOD,
+    quality_checks,
+    quality_how,
+    quality_results,
+    quality_statistics,
+    quality_verification,
+)
+from touchstone.result_statistics import check_experiment, metric_statistics, paired_effects, plan_results
+from touchstone.runs import Ledgered, TestRuns, read_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from touchstone.experiment import Experiment
+    from touchstone.records import Lengths, QualityAttempt
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedResult:
+    """A test of the user's plan: the end of its file name, and its title where no experiment gives one."""
+
+    slug: str
+    title: Bilingual
+
+
+PLAN: dict[str, PlannedResult] = {
+    "1.1": PlannedResult("throughput", Bilingual("Throughput", "吞吐量测试")),
+    "1.2": PlannedResult("latency", Bilingual("Latency", "延迟测试")),
+    "1.3": PlannedResult("memory", Bilingual("Memory", "内存使用测试")),
+    "2.1": PlannedResult("prefix_cache", Bilingual("Prefix cache", "前缀缓存收益测试")),
+    "2.2": PlannedResult("scheduler", Bilingual("Scheduler", "调度器效率测试")),
+    "2.3": PlannedResult("cuda_graph", Bilingual("CUDA graphs", "CUDA 图捕获效益测试")),
+    "3.1": PlannedResult("single_gpu", Bilingual("Single GPU", "单卡基准")),
+    "3.2": PlannedResult("strong_scaling", Bilingual("Strong scaling", "多卡强缩放")),
+    "3.3": PlannedResult("weak_scaling", Bilingual("Weak scaling", "多卡弱缩放")),
+    "4.1": PlannedResult("code_metrics", Bilingual("Code metrics", "代码质量统计")),
+}
+CODE_TEST = "4.1"
+
+
+def derive_results(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[Result, ...]:
+    """Derive one result for every test of the plan, in the plan's order, from a run folder.
+
+    `experiments` maps plan ids to what the bench files declare. A test that was not measured, whole or for lack of a
+    valid process, has a result that says why.
+    """
+    ledgered = read_runs(run_dir)
+    return tuple(_derive(ledgered, test_id, experiments.get(test_id)) for test_id in PLAN)
+
+
+def write_results(results: Iterable[Result], out_dir: Path) -> list[Path]:
+    """Write each result to `<id>_<name>.json` in `out_dir`, validated as it will be read, whole or not at all."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for result in results:
+        text = json.dumps(result.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        Result.model_validate_json(text)
+        path = out_dir / f"{result.test_id}_{PLAN[result.test_id].slug}.json"
+        atomic_write(path, text.encode())
+        paths.append(path)
+    return paths
+
+
+def _derive(ledgered: Ledgered, test_id: str, experiment: Experiment | None) -> Result:
+    if test_id == CODE_TEST and ledgered.quality is not None:
+        return _quality(ledgered, *ledgered.quality)
+    test = ledgered.tests.get(test_id)
+    if test is not None and experiment is not None and test.processes:
+        return _measured(ledgered, test, experiment)
+    return _not_measured(ledgered, test_id, test, experiment)
+
+
+# --- the three kinds of result --------------------------------------------------------------------------------------
+
+
+def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Result:
+    check_experiment(experiment)
+    described = metric_statistics(test, experiment)
+    effects = paired_effects(test, experiment)
+    checks = check_test(ledgered, test)
+    how, verified = how_obtained(test, experiment), verification(test, described, checks)
+    return Result(
+        test_id=experiment.plan_id,
+        schema_version=SCHEMA_VERSION,
+        status="measured",
+        reason=None,
+        reason_zh=None,
+        test_name=experiment.title.en,
+        test_date=_date(test.attempts[0][1].started_at),
+        hardware=describe_hardware(ledgered.environment, ledgered.plan.device),
+        method=experiment.method.en,
+        parameters=_parameters(ledgered, test),
+        results=plan_results(experiment, described, effects),
+        how_obtained=how.en,
+        verification=verified.en,
+        zh=Prose(
+            test_name=experiment.title.zh, method=experiment.method.zh, how_obtained=how.zh, verification=verified.zh
+        ),
+        statistics=described,
+        effects=effects,
+        checks=checks,
+        evidence=_evidence(ledgered, test),
+    )
+
+
+def _quality(ledgered: Ledgered, seq: int, attempt: QualityAttempt) -> Result:
+    code, title = attempt.code, PLAN[CODE_TEST].title
+    checks = quality_checks(code)
+    how, verified = quality_how(code), quality_verification(checks)
+    return Result(
+        test_id=CODE_TEST,
+        schema_version=SCHEMA_VERSION,
+        status="measured",
+        reason=None,
+        reason_zh=None,
+        test_name=title.en,
+        test_date=_date(attempt.measured_at),
+        hardware=describe_hardware(ledgered.environment, "cpu"),
+        method=METHOD.en,
+        parameters={"tree": code.tree, "tree_sha256": code.tree_sha256, "files": len(code.files)},
+        results=quality_results(code),
+        how_obtained=how.en,
+        verification=verified.en,
+        zh=Prose(test_name=title.zh, method=METHOD.zh, how_obtained=how.zh, verification=verified.zh),
+        statistics=quality_statistics(code),
+        effects=(),
+        checks=checks,
+        evidence=Evidence(
+            ledger=LEDGER_NAME,
+            ledger_root_sha256=ledgered.root_sha256,
+            entries=(ledgered.environment_seq, ledgered.plan_seq, seq),
+            attempts=1,
+            valid_attempts=1,
+            invalid_reasons=(),
+            environment_fingerprint=attempt.environment_fingerprint,
+            plan_sha256=attempt.plan_sha256,
+        ),
+    )
+
+
+def _not_measured(ledgered: Ledgered, test_id: str, test: TestRuns | None, experiment: Experiment | None) -> Result:
+    reason = _why_not_measured(ledgered, test_id, test)
+    title = experiment.title if experiment is not None else PLAN[test_id].title
+    method = experiment.method if experiment is not None else METHOD if test_id == CODE_TEST else reason
+    fields = {measure.result for measure in experiment.measures if measure.result} if experiment is not None else ()
+    return Result(
+        test_id=test_id,
+        schema_version=SCHEMA_VERSION,
+        status="not measured",
+        reason=reason.en,
+        reason_zh=reason.zh,
+        test_name=title.en,
+        test_date=_date(ledgered.planned_at),
+        hardware=describe_hardware(ledgered.environment, ledgered.plan.device),
+        method=method.en,
+        parameters=_parameters(ledgered, test) if test is not None else {},
+        results=dict.fromkeys(sorted(fields)),
+        how_obtained=reason.en,
+        verification=reason.en,
+        zh=Prose(test_name=title.zh, method=method.zh, how_obtained=reason.zh, verification=reason.zh),
+        statistics=(),
+        effects=(),
+        checks=(),
+        evidence=_evidence(ledgered, test) if test is not None and test.attempts else None,
+    )
+
+
+def _why_not_measured(ledgered: Ledgered, test_id: str, test: TestRuns | None) -> Bilingual:
+    for declared in ledgered.plan.not_measured:
+        if declared.test_id == test_id:
+            return Bilingual(declared.reason, declared.reason_zh)
+    if test is not None and test.processes:
+        return Bilingual("no bench file declares this test now", "当前没有声明该测试的基准文件")
+    if test is not None and test.attempts:
+        count, last = len(test.attempts), test.invalid_reasons[-1]
+        return Bilingual(
+            f"none of {count} attempts was valid; the last: {last}", f"{count} 次尝试均无效；最后一次：{last}"
+        )
+    if test is not None:
+        return Bilingual("the run ended before this test began", "运行在该测试开始之前已结束")
+    return Bilingual("not part of this run's plan", "不在本次运行的计划之内")
+
+
+# --- fields ---------------------------------------------------------------------------------------------------------
+
+
+def _date(moment: str) -> str:
+    """Day of an ISO 8601 moment."""
+    return moment.split("T", maxsplit=1)[0]
+
+
+def _parameters(ledgered: Ledgered, test: TestRuns) -> dict[str, Any]:
+    """Say what was run, in the plan's words where it has them; lengths that vary are [low, high]."""
+    plan, planned = ledgered.plan, test.planned
+    facts = next((run.facts.engine for run in test.runs if run.facts.engine is not None), None)
+    parameters: dict[str, Any] = {}
+    if planned.workload is not None:
+        workload = planned.workload
+        parameters |= {
+            "batch_size": workload.concurrency or workload.num_requests,
+            "input_length": _length(workload.input_tokens),
+            "output_length": _length(workload.output_tokens),
+            "workload": workload.model_dump(mode="json"),
+        }
+    return parameters | {
+        "engine": planned.engine or plan.engine,
+        "engine_settings": dict(facts.settings) if facts is not None else dict(plan.engine_options),
+        "model": plan.model.model_dump(mode="json"),
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "profile": plan.profile,
+        "seed": plan.seed,
+        "arms": {arm.name: dict(arm.options) for arm in planned.arms},
+        "processes": planned.num_processes,
+        "repetitions": planned.num_repetitions,
+        "warmups": planned.num_warmups,
+    }
+
+
+def _length(lengths: Lengths) -> int | list[int]:
+    return lengths.low if lengths.low == lengths.high else [lengths.low, lengths.high]
+
+
+def _evidence(ledgered: Ledgered, test: TestRuns) -> Evidence:
+    return Evidence(
+        ledger=LEDGER_NAME,
+        ledger_root_sha256=ledgered.root_sha256,
+        entries=(ledgered.environment_seq, ledgered.plan_seq, *(seq for seq, _ in test.attempts)),
+        attempts=len(test.attempts),
+        valid_attempts=test.num_valid,
+        invalid_reasons=test.invalid_reasons,
+        environment_fingerprint=test.attempts[0][1].environment_fingerprint,
+        plan_sha256=ledgered.plan.plan_sha256,
+    )
