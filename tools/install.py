@@ -166,10 +166,23 @@ def locks_for(build: Build) -> list[str]:
     return [argument for name in names for argument in ("-r", f"requirements/{name}")]
 
 
-def succeeds(command: Sequence[str], **variables: str) -> bool:
-    """Run quietly from the repository's root; whether it ended well."""
+def uv_install(*arguments: str) -> list[str]:
+    """Command that installs with uv: fast, and it knows where the builds of torch are."""
+    return [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *arguments]
+
+
+def pip_install(*arguments: str) -> list[str]:
+    """Command that installs with pip: slower, but it obeys this machine's own configuration of indexes and mirrors."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    options = ["--disable-pip-version-check", "--no-compile", *quiet]  # modules compile when first imported
+    return [sys.executable, "-m", "pip", "install", *options, *arguments]
+
+
+def uv_reaches(command: Sequence[str]) -> bool:
+    """Whether uv finds every package of the command; one attempt, so that a closed network costs a moment."""
+    environment = {**os.environ, "UV_HTTP_RETRIES": "0"}
     ended = subprocess.run(  # noqa: S603  commands are made here, from the locks
-        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, check=False
+        [*command, "--dry-run"], cwd=ROOT, env=environment, capture_output=True, check=False
     )
     return ended.returncode == 0
 
@@ -183,45 +196,34 @@ def run(command: Sequence[str]) -> None:
         )
 
 
-def uv_command(build: Build) -> list[str]:
-    """Install everything with uv, torch in the given build."""
-    command = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
-    return [*command, f"--torch-backend={build.name}", *locks_for(build)]
-
-
-def pip_command(build: Build) -> list[str]:
-    """Install everything with pip, torch in the build that pip finds."""
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *locks_for(build)]
-
-
-def uv_reaches(build: Build) -> bool:
-    """Whether uv can be had and finds every package; one attempt, so that a closed network costs a moment."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pinned("uv")]
-    return succeeds(pip) and succeeds([*uv_command(build), "--dry-run"], UV_HTTP_RETRIES="0")
-
-
-def install_packages(build: Build) -> None:
-    """Install the locks: with uv, or with pip where uv does not reach the build and pip's own will do."""
-    if build is not CPU_BUILD and installed_build() not in (None, build.name):
+def install_torch(build: Build) -> None:
+    """Install the locked torch in the given build, unless it is there; what pip finds by itself does for two builds."""
+    there = installed_build()
+    if there == build.name or (there and build is CPU_BUILD):  # without a GPU every build computes on the CPU
+        return
+    with_uv = uv_install(f"--torch-backend={build.name}", "--constraint", "requirements/runtime.txt", pinned("torch"))
+    if there:
         run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "torch"])
-    if uv_reaches(build):
-        run(uv_command(build))
+    if uv_reaches(with_uv):
+        run(with_uv)
     elif build in (CPU_BUILD, DEFAULT_BUILD):
-        run(pip_command(build))
+        run(pip_install("--constraint", "requirements/runtime.txt", pinned("torch")))
     else:
         raise InstallError(
             f"torch must be the build {build.name}, which uv cannot reach from here\n"
-            f"remedy: where it can be reached, {' '.join(uv_command(build))}\n"
-            "then run this again; or install an NVIDIA driver of version "
+            f"remedy: open the way to it and run: {' '.join(with_uv)}\n"
+            "        or install an NVIDIA driver of version "
             f"{'.'.join(map(str, DEFAULT_BUILD.oldest_driver or ()))} or newer, {CPU_BY_CHOICE}"
         )
 
 
-def install_project() -> None:
-    """Make `nanoinfer`, `touchstone` and the command importable from the checkout."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "--no-deps", "--no-build-isolation", "--editable", "."])
+def install_packages(build: Build) -> None:
+    """Install torch, then the locks, then the checkout itself, so that it and its command can be imported."""
+    run(pip_install(pinned("uv")))
+    install_torch(build)
+    with_uv = uv_install(*locks_for(build))
+    run(with_uv if uv_reaches(with_uv) else pip_install(*locks_for(build)))
+    run(pip_install("--no-deps", "--no-build-isolation", "--editable", "."))
 
 
 # --- proving that the GPU works ---------------------------------------------------------------------------------------
@@ -287,7 +289,6 @@ def main() -> None:
     reason = f"driver {driver}" if driver else "no NVIDIA GPU in use"
     print(f"Installing the locked packages; torch {TORCH_OF_BUILDS}, build {build.name} ({reason})", flush=True)
     install_packages(build)
-    install_project()
     if driver:
         check_gpu(driver)
     stamp.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
