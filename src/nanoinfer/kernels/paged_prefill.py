@@ -1,0 +1,260 @@
+"""Causal attention of new tokens over a paged KV cache, in Triton: prompts, chunks and prefix hits alike.
+
+One program holds a tile of queries of one sequence and one KV head. The query heads that share the KV head lie in the
+tile side by side, so a key is fetched once for all of them. New keys are in the cache before attention runs; cached and
+new tokens are therefore the same thing here, and only the last tiles of keys need the causal mask
+(FlashAttention-2, Dao, 2023: work split over queries, one rescaling a tile).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from nanoinfer.kernels.paged_decode import MIN_DOT_ROWS, key_offsets, load_block_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_TILE_ROWS = 128
+WARPGROUP_ROWS = 64  # a Hopper warpgroup (4 warps) multiplies 64 rows at a time
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTuning:
+    """How a program is shaped: rows (tokens x heads of a group) and keys of a tile, warps, pipeline stages."""
+
+    tile_rows: int
+    tile_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> PrefillTuning:
+    """Return the fastest shape found on an H200; a tile has at least one row for each head of the group."""
+    least = triton.next_power_of_2(group)
+    rows = max(least, MIN_DOT_ROWS, min(triton.next_power_of_2(group * max_query_len), MAX_TILE_ROWS))
+    if dtype == torch.float32:
+        return PrefillTuning(tile_rows=max(least, min(rows, 32)), tile_keys=16, num_warps=4, num_stages=1)
+    num_warps = max(4, rows // WARPGROUP_ROWS * 4)
+    return PrefillTuning(tile_rows=rows, tile_keys=64, num_warps=num_warps, num_stages=3)
+
+
+def paged_prefill(
+    query: Tensor,
+    key_blocks: Tensor,
+    value_blocks: Tensor,
+    block_table: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    max_query_len: int,
+    scale: float,
+    tuning: PrefillTuning | None = None,
+) -> Tensor:
+    """Attend the new tokens of each sequence, causally, to all its tokens: cached ones and new ones.
+
+    query (T, Hq, D), sequences one after the other; sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1;
+    query_starts (B + 1,) int32; context_lens (B,) int32 counts cached and new tokens; key/value blocks
+    (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, rows padded with any valid id. Row i of a
+    sequence stands at position context_len - query_len + i and sees positions up to its own. max_query_len steers the
+    tile size. Returns (T, Hq, D) in query's dtype; accumulates in float32; float32 products are exact float32.
+    Single-token queries are right here too, but `paged_decode` is the fast way for them.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    _, block_size, num_kv_heads, _ = key_blocks.shape
+    group = num_heads // num_kv_heads
+    tuning = tuning or prefill_tuning(query.dtype, group, max_query_len)
+    queries = tuning.tile_rows // group
+    num_seqs = context_lens.shape[0]
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
+    _prefill_kernel[(num_kv_heads, num_tokens // queries + num_seqs)](
+        query,
+        key_blocks,
+        value_blocks,
+        block_table,
+        query_starts,
+        context_lens,
+        out,
+        scale * math.log2(math.e),
+        num_seqs,
+        query.stride(0),
+        query.stride(1),
+        key_blocks.stride(0),
+        key_blocks.stride(1),
+        key_blocks.stride(2),
+        block_table.stride(0),
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        ROWS=tuning.tile_rows,
+        QUERIES=queries,
+        TILE=tuning.tile_keys,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
+    )
+    return out
+
+
+@triton.jit
+def _find_sequence(query_starts, tile, num_seqs, QUERIES: tl.constexpr):
+    """Return the sequence that owns a tile of queries.
+
+    Sequence b's tiles begin at query_starts[b] // QUERIES + b: room for all its tiles whatever the alignment, so the
+    number of tiles depends on host-known sizes alone. A tile left over finds itself behind its sequence's end.
+    """
+    low = 0
+    high = num_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(query_starts + middle) // QUERIES + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _attend(
+    accumulator,
+    maximum,
+    denominator,
+    q,
+    key_blocks,
+    value_blocks,
+    table_row,
+    head_offsets,
+    position,
+    begin,
+    end,
+    scale_log2,
+    stride_block,
+    stride_token,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """Fold keys `begin .. end - 1` into the running softmax; CAUSAL masks keys behind each row's position."""
+    blocks = load_block_ids(table_row, begin, end, BLOCK_SIZE, TILE)
+    for start in range(begin, end, TILE):
+        offsets = key_offsets(blocks, start, stride_block, stride_token, BLOCK_SIZE, TILE)
+        blocks = load_block_ids(table_row, start + TILE, end, BLOCK_SIZE, TILE)
+        kv_offsets = offsets[:, None] + head_offsets
+        key = start + tl.arange(0, TILE)
+        if CAUSAL:
+            is_key = (key < end)[:, None]
+            k = tl.load(key_blocks + kv_offsets, mask=is_key, other=0.0)
+            v = tl.load(value_blocks + kv_offsets, mask=is_key, other=0.0)
+        else:
+            k = tl.load(key_blocks + kv_offsets)
+            v = tl.load(value_blocks + kv_offsets)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if CAUSAL:
+            scores = tl.where(key[None, :] <= position[:, None], scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - new_maximum[:, None])
+        correction = tl.exp2(maximum - new_maximum)
+        denominator = denominator * correction + tl.sum(weights, 1)
+        accumulator = accumulator * correction[:, None]
+        accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+        maximum = new_maximum
+    return accumulator, maximum, denominator
+
+
+@triton.jit
+def _prefill_kernel(
+    query,
+    key_blocks,
+    value_blocks,
+    block_table,
+    query_starts,
+    context_lens,
+    out,
+    scale_log2,
+    num_seqs,
+    stride_query_token,
+    stride_query_head,
+    stride_block,
+    stride_token,
+    stride_head,
+    stride_table,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    # A sequence's later tiles see more keys: start them first, so that the short ones fill the end.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    seq = _find_sequence(query_starts, tile, num_seqs, QUERIES)
+    seq_start = tl.load(query_starts + seq)
+    query_len = tl.load(query_starts + seq + 1) - seq_start
+    first = (tile - seq_start // QUERIES - seq) * QUERIES
+    if first < query_len:
+        context_len = tl.load(context_lens + seq)
+        row = tl.arange(0, ROWS)
+        dim = tl.arange(0, HEAD_DIM)
+        token = first + row // GROUP
+        is_row = (row < QUERIES * GROUP) & (token < query_len)
+        q_token = (seq_start + token).to(tl.int64)
+        q_head = kv_head * GROUP + row % GROUP
+        q_offsets = (q_token * stride_query_token + q_head * stride_query_head)[:, None] + dim[None, :]
+        q = tl.load(query + q_offsets, mask=is_row[:, None], other=0.0)
+
+        first_position = context_len - query_len + first
+        position = first_position + row // GROUP
+        unmasked_end = (first_position + 1) // TILE * TILE
+        end = tl.minimum(context_len, first_position + QUERIES)
+        table_row = block_table + seq.to(tl.int64) * stride_table
+        head_offsets = kv_head * stride_head + dim[None, :]
+        maximum = tl.full((ROWS,), float("-inf"), tl.float32)
+        denominator = tl.zeros((ROWS,), tl.float32)
+        accumulator = tl.zeros((ROWS, HEAD_DIM), tl.float32)
+        accumulator, maximum, denominator = _attend(
+            accumulator,
+            maximum,
+            denominator,
+            q,
+            key_blocks,
+            value_blocks,
+            table_row,
+            head_offsets,
+            position,
+            0,
+            unmasked_end,
+            scale_log2,
+            stride_block,
+            stride_token,
+            BLOCK_SIZE,
+            TILE,
+            CAUSAL=False,
+        )
+        accumulator, maximum, denominator = _attend(
+            accumulator,
+            maximum,
+            denominator,
+            q,
+            key_blocks,
+            value_blocks,
+            table_row,
+            head_offsets,
+            position,
+            unmasked_end,
+            end,
+            scale_log2,
+            stride_block,
+            stride_token,
+            BLOCK_SIZE,
+            TILE,
+            CAUSAL=True,
+        )
+        num_heads = tl.num_programs(0) * GROUP
+        out_offsets = ((q_token * num_heads + q_head) * HEAD_DIM)[:, None] + dim[None, :]
+        result = accumulator / denominator[:, None]
+        tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=is_row[:, None])

@@ -1,0 +1,128 @@
+"""Choose one token a row from its logits, in Triton: argmax of logits / temperature + Gumbel noise.
+
+The noise is a function of (seed, token index, vocabulary index), drawn where it is used and never stored; its bits are
+defined in `reference.gumbel_noise`. Two stages: many programs find the best of a slice of the vocabulary, then one
+program a row finds the best of the slices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOISE_LANES = 256  # reference.gumbel_noise: one Philox call serves v, v + 256, v + 512, v + 768
+NOISE_TILES = 4  # tiles of 4 x 256 vocabulary entries that one program looks at
+MAX_INDEX = tl.constexpr(2**31 - 1)
+
+
+def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: Tensor) -> Tensor:
+    """Choose one token a row: argmax of logits / temperature + Gumbel noise, which draws from the softmax.
+
+    logits (S, V) any float dtype, -inf where a token is excluded, rows contiguous; temperatures (S,) float32, 0 is
+    greedy: no noise, and the logits as they are; seeds (S,) int64; token_indices (S,) int32 or int64. Returns (S,)
+    int64; of equal scores the lowest index wins.
+    """
+    num_rows, vocab_size = logits.shape
+    num_slices = triton.cdiv(vocab_size, NOISE_TILES * 4 * NOISE_LANES)
+    scores = torch.empty((num_rows, num_slices), dtype=torch.float32, device=logits.device)
+    winners = torch.empty((num_rows, num_slices), dtype=torch.int32, device=logits.device)
+    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    _slice_kernel[(num_slices, num_rows)](
+        logits,
+        temperatures,
+        seeds,
+        token_indices,
+        scores,
+        winners,
+        logits.stride(0),
+        vocab_size,
+        LANES=NOISE_LANES,
+        TILES=NOISE_TILES,
+        num_warps=4,
+    )
+    _row_kernel[(num_rows,)](
+        scores, winners, out, num_slices, vocab_size, PADDED_SLICES=triton.next_power_of_2(num_slices), num_warps=1
+    )
+    return out
+
+
+@triton.jit
+def _gumbel(word):
+    """Map a random word to standard Gumbel noise: u = ((word >> 9) + 0.5) / 2**23 is exact and never 0 or 1."""
+    uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _better(score_a, index_a, score_b, index_b):
+    """Pick the higher score; of equal ones the lower index."""
+    first = (score_a > score_b) | ((score_a == score_b) & (index_a < index_b))
+    return tl.where(first, score_a, score_b), tl.where(first, index_a, index_b)
+
+
+@triton.jit
+def _first_of_highest(score, index):
+    """Reduce a tile to its highest score and the lowest index that has it."""
+    top_score = tl.max(score, 0)
+    return top_score, tl.min(tl.where(score == top_score, index, MAX_INDEX), 0)
+
+
+@triton.jit
+def _slice_kernel(
+    logits,
+    temperatures,
+    seeds,
+    token_indices,
+    scores,
+    winners,
+    stride_logits,
+    vocab_size,
+    LANES: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    slice_index = tl.program_id(0)
+    row = tl.program_id(1)
+    temperature = tl.load(temperatures + row)
+    lane = tl.arange(0, LANES)
+    begin = slice_index * TILES * 4 * LANES
+    row_logits = logits + row.to(tl.int64) * stride_logits
+    best = tl.full((LANES,), float("-inf"), tl.float32)
+    winner = begin + lane
+    if temperature == 0.0:
+        for step in range(4 * TILES):
+            index = begin + step * LANES + lane
+            score = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
+            best, winner = _better(best, winner, score, index)
+    else:
+        seed = tl.load(seeds + row)
+        token_index = tl.load(token_indices + row).to(tl.uint32)
+        zero = tl.zeros((LANES,), tl.uint32)
+        for tile in range(TILES):
+            counter = ((slice_index * TILES + tile) * LANES + lane).to(tl.uint32)
+            words = tl.philox(seed, counter, zero + token_index, zero, zero)
+            for part in tl.static_range(4):
+                index = begin + (tile * 4 + part) * LANES + lane
+                logit = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
+                best, winner = _better(best, winner, logit / temperature + _gumbel(words[part]), index)
+    top_score, top_index = _first_of_highest(best, winner)
+    target = row * tl.num_programs(0) + slice_index
+    tl.store(scores + target, top_score)
+    tl.store(winners + target, top_index)
+
+
+@triton.jit
+def _row_kernel(scores, winners, out, num_slices, vocab_size, PADDED_SLICES: tl.constexpr):
+    row = tl.program_id(0)
+    column = tl.arange(0, PADDED_SLICES)
+    is_slice = column < num_slices
+    score = tl.load(scores + row * num_slices + column, mask=is_slice, other=float("-inf"))
+    index = tl.load(winners + row * num_slices + column, mask=is_slice, other=MAX_INDEX)
+    _, top_index = _first_of_highest(score, index)
+    # a row of NaN has no winner; its token must still be one that an embedding can look up
+    tl.store(out + row, tl.minimum(top_index, vocab_size - 1).to(tl.int64))
