@@ -241,7 +241,7 @@ def check_gpu(driver: str) -> None:
     if probe.returncode:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         reason = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
-        note = "" if hidden is None else f"\nCUDA_VISIBLE_DEVICES is {hidden!r}"
+        note = "" if hidden is None else f"\nCUDA_VISIBLE_DEVICES is {hidden!r}; unset it if that hides the GPU"
         raise InstallError(f"torch ({installed_build()}) does not work on the GPU: {reason}{note}\n{remedy(driver)}")
     if missing := missing_for_triton(os.environ):
         raise InstallError(
