@@ -25,7 +25,7 @@ def python_of(session: nox.Session) -> str:
         session.env["PYTHONPATH"] = str(Path("src").resolve())
         return sys.executable
     session.run("sh", "tools/environment.sh", external=True, log=False)
-    return str(Path(".venv/bin/python").resolve(strict=False).absolute())
+    return str(Path(".venv/bin/python").absolute())  # not resolved: the link is what makes it the environment's
 
 
 @nox.session
