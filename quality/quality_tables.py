@@ -42,7 +42,7 @@ def print_tables(code: CodeMetrics, console: Console) -> None:
 
 def _table(title: str, *columns: str) -> Table:
     """Make a table whose first column holds words and whose other columns hold numbers."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     return table
