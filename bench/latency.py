@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
         "TPOT 只覆盖首个之后的 n - 1 个 token。",
     ),
     workload={
-        Profile.SMOKE: fixed(8, 64, 32, concurrency=1),
+        Profile.SMOKE: fixed(4, 64, 16, concurrency=1),
         Profile.QUICK: fixed(8, 512, 128, concurrency=1),
         Profile.PAPER: fixed(16, 512, 128, concurrency=1),
     },

@@ -24,7 +24,7 @@ EXPERIMENT = Experiment(
         "以及引擎创建之前已占用的内存。各部分之和与设备自身统计的总峰值对账，并列出余量。",
     ),
     workload={
-        Profile.SMOKE: fixed(32, 64, 32),
+        Profile.SMOKE: fixed(16, 64, 32),
         Profile.QUICK: fixed(64, 512, 128),
         Profile.PAPER: fixed(256, 512, 512),
     },

@@ -26,7 +26,7 @@ EXPERIMENT = Experiment(
     ),
     workload={
         Profile.SMOKE: WorkloadSpec(
-            num_requests=48, input_tokens=Lengths(low=16, high=128), output_tokens=Lengths(low=8, high=48)
+            num_requests=32, input_tokens=Lengths(low=16, high=96), output_tokens=Lengths(low=8, high=24)
         ),
         Profile.QUICK: WorkloadSpec(
             num_requests=128, input_tokens=Lengths(low=100, high=512), output_tokens=Lengths(low=32, high=256)
@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
     },
     arms=(Arm("mixed", {"scheduling": "mixed"}), Arm("separated", {"scheduling": "separated"})),
     engine_options={
-        Profile.SMOKE: {"max_num_seqs": 12, "max_num_batched_tokens": 256},
+        Profile.SMOKE: {"max_num_seqs": 8, "max_num_batched_tokens": 128},
         Profile.QUICK: {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
         Profile.PAPER: {"max_num_seqs": 256, "max_num_batched_tokens": 8192},
     },

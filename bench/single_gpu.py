@@ -21,7 +21,7 @@ EXPERIMENT = Experiment(
         "在单张 GPU 上运行强缩放测试的工作负载；所有请求同时提交，token 按实际返回计数。",
     ),
     workload={
-        Profile.SMOKE: fixed(32, 64, 64),
+        Profile.SMOKE: fixed(16, 64, 32),
         Profile.QUICK: fixed(64, 512, 128),
         Profile.PAPER: fixed(256, 512, 512),
     },

@@ -21,7 +21,7 @@ EXPERIMENT = Experiment(
         "同一批请求以张量并行在同一主机的 1、2、4、8 张 GPU 上运行，以本次运行的单卡时间为基线。",
     ),
     workload={
-        Profile.SMOKE: fixed(32, 64, 64),
+        Profile.SMOKE: fixed(16, 64, 32),
         Profile.QUICK: fixed(64, 512, 128),
         Profile.PAPER: fixed(256, 512, 512),
     },

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
         "速率由引擎逐步计数与主机时钟得出，计时区间两端均同步设备。",
     ),
     workload={
-        Profile.SMOKE: fixed(32, 64, 64),
+        Profile.SMOKE: fixed(16, 64, 32),
         Profile.QUICK: fixed(64, 512, 128),
         Profile.PAPER: fixed(256, 512, 512),
     },

@@ -23,6 +23,7 @@ SYNTHETIC_SEED = 0
 
 _WANTED_FILES = ("*.json", "*.safetensors", "*.txt")
 _HUB_TIMEOUT_S = 10
+_ATTENTION_SHARPNESS = 2.0
 _END_OF_TEXT = "<|endoftext|>"
 
 # Both from the model card's config.json; the tiny one keeps every structural feature (grouped heads, tied embeddings,
@@ -63,9 +64,9 @@ TINY_CONFIG: dict[str, Any] = _QWEN3_COMMON | {
     "hidden_size": 128,
     "intermediate_size": 384,
     "max_position_embeddings": 2048,
-    "max_window_layers": 4,
+    "max_window_layers": 2,
     "num_attention_heads": 4,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_key_value_heads": 2,
     "torch_dtype": "float32",
     "vocab_size": 2048,
@@ -170,9 +171,10 @@ def make_tiny_model(folder: Path, *, seed: int = SYNTHETIC_SEED) -> None:
 
 
 def _weights(config: dict[str, Any], seed: int) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """Draw weights whose every projection keeps the scale of its input (variance 1 / fan-in), norms at 1.
+    """Draw weights whose every projection keeps the scale of its input (variance 1 / fan-in).
 
-    The hub's usual 0.02 would leave so small a network to repeat its last token for ever, by the tied embedding.
+    The hub's usual 0.02 would leave so small a network to repeat its last token for ever, by the tied embedding; and
+    attention that averages over all tokens alike would settle on a few tokens, so queries and keys are made larger.
     """
     generator = np.random.default_rng(seed)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -195,13 +197,13 @@ def _weights(config: dict[str, Any], seed: int) -> Iterator[tuple[str, np.ndarra
             ("mlp.down_proj", hidden, inner),
         ):
             yield f"{name}.{projection}.weight", matrix(rows, columns)
-        for norm, size in (
-            ("self_attn.q_norm", config["head_dim"]),
-            ("self_attn.k_norm", config["head_dim"]),
-            ("input_layernorm", hidden),
-            ("post_attention_layernorm", hidden),
+        for norm, size, scale in (
+            ("self_attn.q_norm", config["head_dim"], _ATTENTION_SHARPNESS),
+            ("self_attn.k_norm", config["head_dim"], _ATTENTION_SHARPNESS),
+            ("input_layernorm", hidden, 1.0),
+            ("post_attention_layernorm", hidden, 1.0),
         ):
-            yield f"{name}.{norm}.weight", np.ones(size, dtype=np.float32)
+            yield f"{name}.{norm}.weight", np.full(size, scale, dtype=np.float32)
     yield "model.norm.weight", np.ones(hidden, dtype=np.float32)
 
 

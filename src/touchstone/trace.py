@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import zlib
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,42 @@ from touchstone.canonical import atomic_write, canonical_json, sha256_hex
 from touchstone.records import Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from touchstone.engines.base import GenerationRequest
 
 
 class TraceError(ValueError):
     """A stored trace is missing or is not what its name says; the message names the file."""
+
+
+def tokens_sha256(token_ids: Sequence[int]) -> str:
+    """Hash output ids as little-endian int32, as `RequestTrace.output_sha256` wants it."""
+    return sha256_hex(struct.pack(f"<{len(token_ids)}i", *token_ids))
+
+
+def outputs_sha256(hashes: Iterable[str]) -> str:
+    """Hash the requests' output hashes, in request order, as `Trace.output_sha256` wants it."""
+    return sha256_hex("".join(hashes).encode())
+
+
+def what_is_wrong(trace: Trace, requests: Sequence[GenerationRequest]) -> str | None:
+    """Say why a trace is not a run of these requests to their end; None when it is one."""
+    if [request.request_id for request in requests] != [told.request_id for told in trace.requests]:
+        return f"the engine told of {len(trace.requests)} requests, not of the {len(requests)} asked for in their order"
+    for asked, told in zip(requests, trace.requests, strict=True):
+        name = f"request {asked.request_id}"
+        if told.prompt_tokens != len(asked.prompt_token_ids):
+            return f"{name} had {told.prompt_tokens} prompt tokens instead of {len(asked.prompt_token_ids)}"
+        if len(told.emissions) != asked.num_output_tokens:
+            return f"{name} returned {len(told.emissions)} tokens instead of {asked.num_output_tokens}"
+        times = [trace.emission_times_ns[index] for index in told.emissions]
+        if times != sorted(times) or not 0 <= told.arrival_ns <= times[0] or times[-1] > trace.duration_ns:
+            return f"{name} has times that run backwards or leave the timed region"
+    if trace.output_sha256 != outputs_sha256(told.output_sha256 for told in trace.requests):
+        return "the hash over all outputs does not follow from the hashes of the requests"
+    return None
 
 
 def trace_path(run_dir: Path, sha256: str) -> Path:

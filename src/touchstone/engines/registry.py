@@ -17,7 +17,7 @@ class Adapter(Protocol):
     """What an adapter module offers."""
 
     def capabilities(self) -> Capabilities:
-        """Tell what the engine can switch and report, without loading a model or torch."""
+        """Tell what the engine can switch and report, without loading a model."""
         ...
 
     def build(self, spec: EngineSpec) -> Engine:

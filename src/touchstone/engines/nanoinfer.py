@@ -1,0 +1,249 @@
+"""nanoinfer under the instrument: its requests, facts and memory in Touchstone's words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanoinfer import LLM, ConfigError, EngineConfig, RequestError, SamplingParams
+from touchstone.clock import timed_region
+from touchstone.engines.base import Capabilities, EngineError
+from touchstone.records import EngineFacts, MemoryParts, RequestTrace, StepTrace, Trace
+from touchstone.trace import outputs_sha256, tokens_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nanoinfer import RequestOutput, StepFacts
+    from touchstone.engines.base import EngineSpec, GenerationRequest
+    from touchstone.records import Scalar
+
+_SET_BY_THE_SPEC = frozenset({"model", "tokenizer", "revision", "weights", "device", "dtype"})
+
+
+def capabilities() -> Capabilities:
+    """Every field of EngineConfig is a switch, except those that the run itself decides."""
+    options = frozenset(field.name for field in fields(EngineConfig)) - _SET_BY_THE_SPEC
+    return Capabilities(
+        options=options, reports_steps=True, reports_cached_tokens=True, reports_memory_parts=True, unreported=None
+    )
+
+
+def build(spec: EngineSpec) -> NanoinferEngine:
+    """Load the model; EngineError when nanoinfer refuses a setting."""
+    return NanoinferEngine(spec)
+
+
+class NanoinferEngine:
+    """One LLM, driven by Touchstone's requests."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.capabilities = capabilities()
+        self._device = spec.device
+        self._bytes_before = _bytes_in_use(spec.device)
+        options: dict[str, Any] = dict(spec.options)
+        if spec.synthetic_seed is not None:
+            options |= {"weights": "synthetic", "seed": spec.synthetic_seed}
+        try:
+            self._llm = LLM(spec.model, device=spec.device, dtype=spec.dtype, **options)
+        except (ConfigError, OSError) as error:
+            raise EngineError(str(error)) from error
+        _forget_peak_bytes(spec.device)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are drawn from `0 .. vocabulary_size - 1`."""
+        return self._llm.vocab_size
+
+    def facts(self) -> EngineFacts:
+        """Say what ran: settings in force and the model's shape; no path of this machine."""
+        llm = self._llm
+        model = _scalars(asdict(llm.model_config)) | {
+            "dtype": str(llm.dtype).removeprefix("torch."),
+            "weights_bytes": llm.memory().weights_bytes,
+        }
+        settings = {name: value for name, value in _scalars(asdict(llm.config)).items() if name not in _PATHS}
+        settings |= {
+            "device": str(llm.device),
+            "dtype": str(llm.dtype).removeprefix("torch."),
+            "num_kv_blocks": llm.num_kv_blocks,
+            "max_model_len": llm.max_model_len,
+            "torch_threads": torch.get_num_threads(),
+        }
+        return EngineFacts(
+            name="nanoinfer", version=metadata.version("touchstone-bench"), settings=settings, model=model
+        )
+
+    def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Trace:
+        """Run the requests to their end and tell what happened."""
+        self._llm.reset_peaks()
+        self._llm.take_step_facts()
+        settings = [_sampling(request) for request in requests]
+        try:
+            with timed_region(self._device) as region:
+                if concurrency is None:
+                    outputs = self._at_their_arrival(requests, settings)
+                else:
+                    outputs = self._closed_loop(requests, settings, concurrency)
+        except RequestError as error:
+            raise EngineError(str(error)) from error
+        steps = self._llm.take_step_facts()
+        memory = self._llm.memory()
+        times = sorted({time for output in outputs for time in output.facts.token_times_ns})
+        index_of = {time: index for index, time in enumerate(times)}
+        traces = tuple(
+            _request_trace(request, output, index_of, region.begin_ns)
+            for request, output in zip(requests, outputs, strict=True)
+        )
+        return Trace(
+            duration_ns=region.duration_ns,
+            emission_times_ns=tuple(time - region.begin_ns for time in times),
+            requests=traces,
+            steps=tuple(_step_trace(step, region.begin_ns) for step in steps),
+            peak_concurrency=max((step.num_requests for step in steps), default=0),
+            peak_kv_blocks_used=memory.kv_used_peak_bytes // memory.kv_block_bytes,
+            output_sha256=outputs_sha256(trace.output_sha256 for trace in traces),
+        )
+
+    def memory(self) -> MemoryParts:
+        """Hold the parts that the engine knows against the device's own total, or the process's resident memory."""
+        facts = self._llm.memory()
+        total = _peak_bytes(self._device)
+        known = facts.weights_bytes + facts.kv_pool_bytes + self._bytes_before + (facts.activations_peak_bytes or 0)
+        return MemoryParts(
+            device=self._device,
+            weights_bytes=facts.weights_bytes,
+            kv_pool_bytes=facts.kv_pool_bytes,
+            kv_block_bytes=facts.kv_block_bytes,
+            kv_used_peak_bytes=facts.kv_used_peak_bytes,
+            activations_peak_bytes=facts.activations_peak_bytes,
+            cuda_graphs_bytes=None,
+            context_and_other_bytes=self._bytes_before,
+            device_total_peak_bytes=total,
+            residual_bytes=total - known,
+            method=_GPU_METHOD if _is_gpu(self._device) else _CPU_METHOD,
+        )
+
+    def close(self) -> None:
+        """Release weights and KV cache."""
+        self._llm.close()
+
+    def _at_their_arrival(
+        self, requests: Sequence[GenerationRequest], settings: Sequence[SamplingParams]
+    ) -> list[RequestOutput]:
+        prompts = [request.prompt_token_ids for request in requests]
+        arrivals = [request.arrival_ns / 1e9 for request in requests]
+        return self._llm.generate(prompts, settings, arrival_s=arrivals)
+
+    def _closed_loop(
+        self, requests: Sequence[GenerationRequest], settings: Sequence[SamplingParams], concurrency: int
+    ) -> list[RequestOutput]:
+        """Let a request arrive whenever fewer than `concurrency` are in flight."""
+        finished: dict[int, RequestOutput] = {}
+        ids: list[int] = []
+        while len(finished) < len(requests):
+            while len(ids) < len(requests) and len(ids) - len(finished) < concurrency:
+                ids.append(self._llm.add_request(requests[len(ids)].prompt_token_ids, settings[len(ids)]))
+            finished |= {output.request_id: output for output in self._llm.step()}
+        return [finished[request_id] for request_id in ids]
+
+
+_PATHS = frozenset({"model", "tokenizer", "revision"})
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Keep what a record can hold; anything nested is written as text."""
+    return {
+        name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
+        for name, value in values.items()
+    }
+
+
+def _sampling(request: GenerationRequest) -> SamplingParams:
+    return SamplingParams(
+        temperature=request.temperature,
+        max_tokens=request.num_output_tokens,
+        ignore_eos=True,
+        seed=None if request.temperature == 0 else request.request_id,
+    )
+
+
+def _request_trace(
+    request: GenerationRequest, output: RequestOutput, index_of: Mapping[int, int], begin_ns: int
+) -> RequestTrace:
+    facts = output.facts
+    return RequestTrace(
+        request_id=request.request_id,
+        arrival_ns=facts.arrival_ns - begin_ns,
+        scheduled_ns=None if facts.scheduled_ns is None else facts.scheduled_ns - begin_ns,
+        prompt_tokens=facts.num_prompt_tokens,
+        cached_tokens=facts.num_cached_tokens,
+        requested_tokens=request.num_output_tokens,
+        emissions=tuple(index_of[time] for time in facts.token_times_ns),
+        finish_reason=output.finish_reason.value,
+        output_sha256=tokens_sha256(output.token_ids),
+        distinct_tokens=len(set(output.token_ids)),
+        preemptions=facts.num_preemptions,
+    )
+
+
+def _step_trace(step: StepFacts, begin_ns: int) -> StepTrace:
+    return StepTrace.model_validate(
+        {
+            "kind": step.phase,
+            "prefill_tokens": step.num_prefill_tokens,
+            "decode_tokens": step.num_decode_tokens,
+            "batch": step.num_requests,
+            "graph": step.graph,
+            "begin_ns": step.begin_ns - begin_ns,
+            "launched_ns": step.launched_ns - begin_ns,
+            "end_ns": step.end_ns - begin_ns,
+            "device_ns": step.device_ns,
+        }
+    )
+
+
+# --- the device's own totals ----------------------------------------------------------------------------------------
+
+_GPU_METHOD = (
+    "weights: unique storages; activations: the allocator's peak in the largest step; KV: the pool and the most blocks "
+    "in use; context: device memory in use before the engine existed; total: device memory in use after the runs, "
+    "which the caching allocator does not give back; residual: total less the parts"
+)
+_CPU_METHOD = (
+    "weights: unique storages; KV: the pool and the most blocks in use; context: resident memory of the process before "
+    "the engine existed; total: the kernel's peak of resident memory since the engine was ready; residual: total less "
+    "the parts, negative where the pool was not touched to its end"
+)
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def _bytes_in_use(device: str) -> int:
+    """Device memory in use by everyone, CUDA's context included; without a GPU the resident memory of this process."""
+    if _is_gpu(device):
+        torch.zeros(1, device=device)
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    return _status_bytes("VmRSS")
+
+
+def _peak_bytes(device: str) -> int:
+    return _bytes_in_use(device) if _is_gpu(device) else _status_bytes("VmHWM")
+
+
+def _forget_peak_bytes(device: str) -> None:
+    """Let the kernel count the peak of resident memory from now on, without what loading the weights took."""
+    if not _is_gpu(device):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
