@@ -98,6 +98,7 @@ class Scheduler(ABC):
         self.max_num_running = min(max_num_seqs, max_num_batched_tokens)
         self._cache = cache
         self._eos_token_ids = eos_token_ids
+        self._unfinished: dict[int, Request] = {}
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}  # in the order of admission
         self._prefilling: Request | None = None  # the newest running one, while part of its known tokens is unplanned
@@ -110,7 +111,7 @@ class Scheduler(ABC):
     @property
     def has_unfinished(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self._waiting or self._running)
+        return bool(self._unfinished)
 
     @property
     def num_waiting(self) -> int:
@@ -131,20 +132,17 @@ class Scheduler(ABC):
 
     def add(self, request: Request) -> None:
         """Queue a request; RequestError when it can never run."""
-        if request.request_id in self._running or any(r.request_id == request.request_id for r in self._waiting):
+        if request.request_id in self._unfinished:
             raise RequestError(f"request id {request.request_id} is taken by an unfinished request; use another")
         self._refuse_what_never_fits(request)
+        self._unfinished[request.request_id] = request
         self._waiting.append(request)
 
     def cancel(self, request_id: int) -> Request | None:
         """End a request now, even while a step computes it; None when no such request is unfinished."""
-        request = self._running.get(request_id)
-        if request is None:
-            request = next((waiting for waiting in self._waiting if waiting.request_id == request_id), None)
-            if request is None:
-                return None
-            self._waiting.remove(request)
-        self._finish(request, FinishReason.CANCELLED)
+        request = self._unfinished.get(request_id)
+        if request is not None:
+            self._finish(request, FinishReason.CANCELLED)
         return request
 
     def schedule(self, now_ns: int) -> StepPlan | None:
@@ -191,6 +189,8 @@ class Scheduler(ABC):
         self._cache.check_invariants(request.block_table for request in running)
         slots = [self._slot(request) for request in running] + self._free_slots
         require(sorted(slots) == list(range(self.max_num_running)), "a slot is lost or given twice")
+        queued = [request.request_id for request in (*running, *self._waiting)]
+        require(sorted(queued) == sorted(self._unfinished), "a request is lost or queued twice")
         if self._prefilling is not None:
             require(self._prefilling is running[-1], "a request that prefills is not the newest")
         for request in running:
@@ -367,6 +367,9 @@ class Scheduler(ABC):
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.status is Status.RUNNING:
             self._give_back(request)
+        else:
+            self._waiting.remove(request)
+        del self._unfinished[request.request_id]
         request.status = Status.FINISHED
         request.finish_reason = reason
 

@@ -146,8 +146,11 @@ def test_peak_is_the_largest_use_since_its_reset():
     assert cache.peak_used == 5
     cache.reset_peak_used()
     assert cache.peak_used == 0
-    cache.append(cache.reserve([], 4).block_table)
+    table = cache.reserve([], 4).block_table
+    cache.append(table)
     assert cache.peak_used == 2
+    cache.reset_peak_used()
+    assert cache.peak_used == 2, "what is in use counts from the start"
 
 
 def test_queried_and_hit_tokens_are_counted():

@@ -202,6 +202,7 @@ class SimulatedEngine:
         prompt, outputs = request.token_ids[: request.num_prompt_tokens], list(request.output_token_ids)
         expected = expected_tokens(prompt, request.sampling)
         assert request.status is Status.FINISHED
+        assert (request.slot, request.block_table, request.num_pending_outputs) == (None, [], 0)
         assert len(request.token_times_ns) == len(outputs)
         assert request.token_times_ns == sorted(request.token_times_ns)
         if request.finish_reason is FinishReason.CANCELLED:

@@ -506,6 +506,10 @@ def lose_a_slot(scheduler):
     scheduler._free_slots.pop()
 
 
+def lose_a_request(scheduler):
+    del scheduler._unfinished[0]
+
+
 def swap_a_block(scheduler):
     scheduler._running[0].block_table[0] = scheduler._running[1].block_table[0]
 
@@ -528,7 +532,15 @@ def finish_in_secret(scheduler):
 
 @pytest.mark.parametrize(
     "damage",
-    [lose_a_slot, swap_a_block, forget_a_digest_chain, skip_a_position, prefill_the_oldest, finish_in_secret],
+    [
+        lose_a_slot,
+        lose_a_request,
+        swap_a_block,
+        forget_a_digest_chain,
+        skip_a_position,
+        prefill_the_oldest,
+        finish_in_secret,
+    ],
 )
 def test_checker_finds_the_damage(damage):
     engine = SimulatedEngine()
