@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NOISE_DIGITS = 2  # the noise is known to two digits at best with a dozen processes
 DIGITS_WITHOUT_NOISE = 3  # a single value says nothing about its noise
 MAX_DIGITS = 6
+DECIMALS_OF_EXACT = 2
 _GROUPING_FROM = 10_000
 
 
@@ -30,25 +31,21 @@ class Scale:
         return f" {self.symbol}" if self.symbol else ""
 
 
-_BYTE_SCALES = ((1e9, Scale(1e-9, "GB")), (1e6, Scale(1e-6, "MB")), (1e3, Scale(1e-3, "kB")), (0.0, Scale(1.0, "B")))
-_SCALES = {
-    "ratio": Scale(1.0, ""),
-    "count": Scale(1.0, ""),
-    "1": Scale(1.0, ""),
-    "": Scale(1.0, ""),
-    "share": Scale(100.0, "%"),
-    "fraction": Scale(100.0, "%"),
-}
+_S_SCALES = ((0.1, Scale(1.0, "s")), (0.0, Scale(1e3, "ms")))
+# A tiny model has no fraction of a GB that anyone reads: the largest unit that leaves a digit before the point.
+_GB_SCALES = ((1.0, Scale(1.0, "GB")), (1e-3, Scale(1e3, "MB")), (1e-6, Scale(1e6, "kB")))
 
 
 def scale_for(unit: str, magnitude: float) -> Scale:
     """Choose the scale in which values of `unit` around `magnitude` are read easily.
 
-    Bytes are decimal (1 GB = 10^9 bytes); shares become per cent; every other unit is shown as it is.
+    Decimal gigabytes become MB or kB and seconds ms when they are small; every other unit is shown as it is.
     """
-    if unit in {"byte", "bytes", "B"}:
-        return next(scale for limit, scale in _BYTE_SCALES if abs(magnitude) >= limit)
-    return _SCALES.get(unit, Scale(1.0, unit))
+    if unit == "s":
+        return next(scale for limit, scale in _S_SCALES if abs(magnitude) >= limit)
+    if unit == "GB":
+        return next((scale for limit, scale in _GB_SCALES if abs(magnitude) >= limit), _GB_SCALES[0][1])
+    return Scale(1.0, unit)
 
 
 def significant_place(value: float, digits: int) -> int:
@@ -65,14 +62,15 @@ def significant_place(value: float, digits: int) -> int:
 def last_place(value: float, noise: float | None) -> int:
     """Power of ten of the last digit worth printing.
 
-    That is the second significant digit of `noise`; without noise (None) the third of the value. Never more than six
-    significant digits of the value, and never a place above the value's own first digit.
+    That is the second significant digit of `noise`; where the noise is not known (None) the third of the value; where
+    there was none (0) that of an exact value. Never more than six significant digits of the value, and never a place
+    above the value's own first digit.
     """
     finest = significant_place(value, MAX_DIGITS)
     if noise is None:
         return significant_place(value, DIGITS_WITHOUT_NOISE)
     if noise == 0:
-        return finest
+        return place_of_exact([value])
     first_digit = significant_place(value, 1) if value else significant_place(noise, 1)
     return min(max(significant_place(noise, NOISE_DIGITS), finest), first_digit)
 
@@ -99,6 +97,15 @@ def exact(value: float) -> str:
         return fixed(value, 0)
     text = fixed(value, significant_place(value, MAX_DIGITS))
     return text.rstrip("0").rstrip(".")
+
+
+def place_of_exact(values: Iterable[float]) -> int:
+    """Choose the last place for values without noise: whole numbers whole, others two decimals or three digits."""
+    places = [
+        0 if float(value).is_integer() else min(-DECIMALS_OF_EXACT, significant_place(value, DIGITS_WITHOUT_NOISE))
+        for value in values
+    ]
+    return min(places, default=0)
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -145,8 +152,7 @@ def notation_for(statistics: MetricStatistics, *, exact_value: bool = False) -> 
     scale = scale_for(statistics.unit, centre)
     shown = centre * scale.factor
     if exact_value:
-        whole = all(float(value * scale.factor).is_integer() for value in statistics.values)
-        return Notation(scale, 0 if whole else significant_place(shown, MAX_DIGITS))
+        return Notation(scale, place_of_exact(value * scale.factor for value in statistics.values))
     noise = noise_of(statistics.values, statistics.interval)
     scaled = None if noise is None else noise * scale.factor
     return Notation(scale, last_place(shown, scaled if scaled is None or math.isfinite(scaled) else None))

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
+    from touchstone.report_markdown import Language
+
 # Digits that name things: the tests of the plan, and words of the field that hold a digit.
 TEST_IDS = ("1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "4.1")
-WORDS_WITH_DIGITS = ("SHA-256", "p50", "p90", "p99")
+WORDS_WITH_DIGITS = ("SHA-256", "p50", "p90", "p99", "macros.md.j2")
 # Integers that may stand inside a Jinja expression: an index, a step, a comparison with "none" or "one".
 STRUCTURAL_INTEGERS = frozenset({"0", "1"})
 
@@ -39,9 +41,10 @@ _CJK = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]+")
 _FENCE = re.compile(r"^(```+)[^\n]*\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _MATH_FENCE = re.compile(r"^```math\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+_HTML_TAG = re.compile(r"</?[a-z]+>")
 _LINK_TARGET = re.compile(r"\]\([^)]*\)")
 _CELL_BORDER = re.compile(r"(?<!\\)\|")
-_DELIMITER_CELL = re.compile(r"\s*:?-{3,}:?\s*")
+_DELIMITER_CELL = re.compile(r"\s*:?-+:?\s*")
 
 
 def digits_in_text(text: str) -> tuple[str, ...]:
@@ -98,27 +101,36 @@ def unsourced_number_faults(markdown: str, sources: Iterable[str]) -> tuple[str,
     )
 
 
-def glossary_faults(chinese: str, english: str, terms: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def glossary_faults(
+    chinese: str, english: str, terms: Mapping[str, Mapping[Language, str]], units: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Chinese characters in the English prose, and English terms in the Chinese prose that the glossary translates.
 
-    Code, mathematics and link targets are not prose.
+    Code, mathematics and link targets are not prose; a unit in brackets is a symbol.
     """
     faults = [f"English report: {match.group()!r} is not translated" for match in _CJK.finditer(prose(english))]
     chinese_prose = prose(chinese)
+    for unit in units:
+        chinese_prose = chinese_prose.replace(f"[{unit}]", "")
     for key, term in terms.items():
-        if term["en"] == term["zh"]:
-            continue
-        pattern = re.compile(rf"(?<![\w-]){re.escape(term['en'])}(?![\w-])", re.IGNORECASE | re.ASCII)
-        if not _CJK.search(term["zh"]) or not pattern.search(chinese_prose):
-            continue
-        if term["en"].casefold() not in term["zh"].casefold():
+        if _is_translated(term) and _word_pattern(term["en"]).search(chinese_prose):
             faults.append(f"Chinese report: {term['en']!r} stands where the glossary ({key}) says {term['zh']!r}")
     return tuple(faults)
 
 
+def _is_translated(term: Mapping[Language, str]) -> bool:
+    """Whether the Chinese term is Chinese and does not hold the English one; punctuation is no term."""
+    is_word = any(character.isalpha() for character in term["en"])
+    return is_word and bool(_CJK.search(term["zh"])) and term["en"].casefold() not in term["zh"].casefold()
+
+
+def _word_pattern(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-]){re.escape(words)}(?![\w-])", re.IGNORECASE | re.ASCII)
+
+
 def prose(markdown: str) -> str:
-    """Return the text without fenced blocks, code spans and link targets."""
-    return _LINK_TARGET.sub("]", _CODE_SPAN.sub(" ", _FENCE.sub("", markdown)))
+    """Return the text without fenced blocks, code spans, link targets and HTML tags."""
+    return _HTML_TAG.sub("", _LINK_TARGET.sub("]", _CODE_SPAN.sub(" ", _FENCE.sub("", markdown))))
 
 
 def table_faults(markdown: str) -> tuple[str, ...]:

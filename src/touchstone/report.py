@@ -1,0 +1,211 @@
+"""The report of a run: Markdown in both languages with figures, the same numbers as a table, a verdict table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from touchstone.canonical import atomic_write
+from touchstone.experiment import load_experiments
+from touchstone.records import Verdict
+from touchstone.report_context import report_context, test_views, texts_of
+from touchstone.report_figures import write_figures
+from touchstone.report_lint import (
+    glossary_faults,
+    language_number_faults,
+    math_faults,
+    table_faults,
+    unsourced_number_faults,
+)
+from touchstone.report_markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary, markdown_environment, render
+from touchstone.report_run import load_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from touchstone.experiment import Experiment
+    from touchstone.records import MetricStatistics, Result, Scalar
+    from touchstone.report_numbers import ArmView
+    from touchstone.report_run import Run
+
+COLUMNS = (
+    "test_id",
+    "status",
+    "metric",
+    "arm",
+    "unit",
+    "key",
+    "median",
+    "interval_low",
+    "interval_high",
+    "interval_level",
+    "max_deviation",
+    "drift",
+    "num_processes",
+    "num_repetitions",
+    "sample_size",
+    "verdict",
+    "indicative",
+    "reason",
+)
+_VERDICT_STYLES: dict[str, str] = {
+    Verdict.STABLE: "green",
+    Verdict.EXACT: "green",
+    Verdict.UNSTABLE: "yellow",
+    Verdict.DRIFTING: "yellow",
+    Verdict.INSUFFICIENT: "yellow",
+    Verdict.INVALID: "red",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPaths:
+    """The files of a report, and what its lints found; a report with faults must not be published."""
+
+    zh: Path
+    en: Path
+    figures: tuple[Path, ...]
+    faults: tuple[str, ...]
+
+
+def write_report(run_dir: Path, out_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> ReportPaths:
+    """Render `report.zh.md`, `report.en.md` and `figures/*.svg` of a run; the same ledger gives the same bytes.
+
+    `experiments` maps plan ids to declarations; without it the repository's bench files are used. LedgerError,
+    ReportError or FigureError name what cannot be read or printed.
+    """
+    return render_report(_load(run_dir, experiments), out_dir)
+
+
+def _load(run_dir: Path, experiments: Mapping[str, Experiment] | None) -> Run:
+    if experiments is None:
+        experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
+    return load_run(run_dir, experiments)
+
+
+def render_report(run: Run, out_dir: Path) -> ReportPaths:
+    """Render the report of a run that has been read."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
+    environments = {language: markdown_environment(language, glossary) for language in LANGUAGES}
+    figures = write_figures(run, out_dir)
+    context = report_context(run, figures, environments["en"], glossary)
+    texts = {
+        language: render(environment, f"report.{language}.md.j2", context)
+        for language, environment in environments.items()
+    }
+    paths = {language: out_dir / f"report.{language}.md" for language in LANGUAGES}
+    for language, path in paths.items():
+        atomic_write(path, texts[language].encode())
+    drawn = tuple(out_dir / view.path for views in figures.values() for view in views)
+    return ReportPaths(paths["zh"], paths["en"], drawn, lint_report(texts["zh"], texts["en"], context, glossary))
+
+
+def lint_report(chinese: str, english: str, context: Mapping[str, object], glossary: Glossary) -> tuple[str, ...]:
+    """Everything that is wrong with a rendered report, one line a fault."""
+    sources = [*texts_of(context), *_structural_texts()]
+    named = {"zh": chinese, "en": english}
+    return (
+        *language_number_faults(chinese, english),
+        *glossary_faults(chinese, english, glossary.terms, glossary.units),
+        *(f"{name}: {fault}" for name, text in named.items() for fault in table_faults(text)),
+        *(f"{name}: {fault}" for name, text in named.items() for fault in math_faults(text)),
+        *(f"{name}: {fault}" for name, text in named.items() for fault in unsourced_number_faults(text, sources)),
+    )
+
+
+def _structural_texts() -> Iterator[str]:
+    """Digits that the lint of the templates lets pass: the templates themselves and the glossary."""
+    for path in sorted(TEMPLATES.iterdir()):
+        yield path.read_text(encoding="utf-8")
+
+
+# --- the same numbers as a table ------------------------------------------------------------------------------------
+
+
+def export_table(
+    run_dir: Path,
+    format: Literal["json", "csv"],  # noqa: A002  named after the option of the command line
+    experiments: Mapping[str, Experiment] | None = None,
+) -> str:
+    """Return one row for each metric of each arm, with full digits, as JSON (an array of objects) or CSV.
+
+    A test that was not measured has one row with its reason.
+    """
+    run = _load(run_dir, experiments)
+    rows = [row for result in run.results for row in _rows(result)]
+    if format == "json":
+        return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _rows(result: Result) -> Iterator[dict[str, Scalar]]:
+    head: dict[str, Scalar] = dict.fromkeys(COLUMNS) | {"test_id": result.test_id, "status": result.status}
+    if result.status == "not measured":
+        yield head | {"reason": result.reason}
+    for statistics in result.statistics:
+        yield head | _columns_of(statistics)
+
+
+def _columns_of(statistics: MetricStatistics) -> dict[str, Scalar]:
+    interval = statistics.interval
+    return {
+        "metric": statistics.metric,
+        "arm": statistics.arm,
+        "unit": statistics.unit,
+        "key": statistics.key,
+        "median": statistics.median,
+        "interval_low": None if interval is None else interval.low,
+        "interval_high": None if interval is None else interval.high,
+        "interval_level": None if interval is None else interval.level,
+        "max_deviation": statistics.max_deviation,
+        "drift": statistics.drift,
+        "num_processes": statistics.n,
+        "num_repetitions": statistics.k,
+        "sample_size": statistics.sample_size,
+        "verdict": statistics.verdict.value,
+        "indicative": statistics.indicative,
+        "reason": statistics.withheld,
+    }
+
+
+# --- the terminal ---------------------------------------------------------------------------------------------------
+
+
+def verdict_table(run_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> Table:
+    """Return the headline numbers with their verdicts, and what was not measured, for the terminal."""
+    glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
+    table = Table(
+        "test", "metric", "arm", "value", "interval or range", "verdict", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in table.columns[3:5]:
+        column.justify, column.no_wrap = "right", True
+    for test in test_views(_load(run_dir, experiments), {}):
+        if not test.measured:
+            table.add_row(test.test_id, Text(test.title.en), "", "", "", Text("not measured", style="dim"))
+        for number in test.headline:
+            for arm in number.arms:
+                table.add_row(test.test_id, Text(number.metric), Text(arm.arm), *_terminal_cells(arm, glossary))
+    return table
+
+
+def _terminal_cells(arm: ArmView, glossary: Glossary) -> tuple[Text, ...]:
+    verdict = Text(arm.verdict, style=_VERDICT_STYLES.get(arm.verdict, ""))
+    if arm.indicative:
+        verdict.append(" (indicative)", style="dim")
+    if arm.withheld is not None:
+        return Text("withheld"), Text(), verdict.append(f": {arm.withheld.en}", style="dim")
+    bounds = arm.range if arm.quotes_range else arm.interval
+    return *(Text(f"{shown.text} {glossary.unit(shown.unit, 'en')}".strip()) for shown in (arm.value, bounds)), verdict

@@ -1,0 +1,72 @@
+"""What a report is made from: one run folder, read once and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from touchstone.ledger import LEDGER_NAME, read_ledger
+from touchstone.records import Attempt, Environment, QualityAttempt, RunPlan
+from touchstone.report_markdown import ReportError
+from touchstone.results import derive_results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from touchstone.experiment import Experiment
+    from touchstone.records import EngineFacts, LedgerEntry, Measurement, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder: its ledger by kind of entry, and the results derived from it."""
+
+    directory: Path
+    entries: tuple[LedgerEntry, ...]
+    environment: Environment
+    plan: RunPlan
+    attempts: tuple[Attempt, ...]
+    quality: QualityAttempt | None
+    results: tuple[Result, ...]
+    experiments: Mapping[str, Experiment]
+
+    @property
+    def root_sha256(self) -> str:
+        """Hash of the last ledger line, which stands for the whole chain."""
+        return self.entries[-1].sha256
+
+    @property
+    def engine(self) -> EngineFacts | None:
+        """The engine as the first process that built one described it."""
+        return next((attempt.engine for attempt in self.attempts if attempt.engine is not None), None)
+
+    def experiment(self, test_id: str) -> Experiment | None:
+        """Return what the bench file declares for a test; None for a test without one."""
+        return self.experiments.get(test_id)
+
+    def measurements(self, test_id: str) -> Iterator[Measurement]:
+        """Yield the timed runs of a test's valid attempts, in ledger order."""
+        for attempt in self.attempts:
+            if attempt.valid and attempt.test_id == test_id:
+                yield from attempt.measurements
+
+
+def load_run(run_dir: Path, experiments: Mapping[str, Experiment]) -> Run:
+    """Read a run folder and derive its results; ReportError if it was never planned."""
+    entries = read_ledger(run_dir / LEDGER_NAME)
+    environments = [entry.body for entry in entries if isinstance(entry.body, Environment)]
+    plans = [entry.body for entry in entries if isinstance(entry.body, RunPlan)]
+    qualities = [entry.body for entry in entries if isinstance(entry.body, QualityAttempt)]
+    if not environments or not plans:
+        raise ReportError(f"{run_dir} holds no environment or no plan; `touchstone run --out {run_dir}` makes both")
+    return Run(
+        directory=run_dir,
+        entries=entries,
+        environment=environments[0],
+        plan=plans[0],
+        attempts=tuple(entry.body for entry in entries if isinstance(entry.body, Attempt)),
+        quality=qualities[-1] if qualities else None,
+        results=derive_results(run_dir, experiments),
+        experiments=experiments,
+    )
