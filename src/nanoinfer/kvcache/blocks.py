@@ -58,11 +58,17 @@ class BlockPool:
         """Add a reference to a block that is referenced or kept."""
         self._references[block] += 1
 
-    def drop(self, block: int) -> bool:
-        """Remove one reference; True when it was the last, and the caller must now free the block or keep it."""
-        require(self._references[block] > 0, f"block {block} is released more often than it was taken")
-        self._references[block] -= 1
-        return self._references[block] == 0
+    def drop(self, blocks: Iterable[int]) -> list[int]:
+        """Remove one reference from each; return those without any left, which the caller must now free or keep."""
+        references, idle = self._references, []
+        for block in blocks:
+            count = references[block] - 1
+            if count < 0:
+                raise InvariantError(f"block {block} is released more often than it was taken")
+            references[block] = count
+            if count == 0:
+                idle.append(block)
+        return idle
 
     def free(self, block: int) -> None:
         """Put a block without references on the free list."""

@@ -114,9 +114,7 @@ class KVCache:
 
     def release(self, block_table: Sequence[int]) -> None:
         """Drop one reference to each block of a table; findable blocks stay so until they are evicted."""
-        for block in reversed(block_table):
-            if not self._pool.drop(block):
-                continue
+        for block in self._pool.drop(reversed(block_table)):
             if block in self._index:
                 self._index.retire(block)
             else:

@@ -15,16 +15,16 @@ def test_shared_block_is_given_up_by_its_last_user_only():
     pool = BlockPool(1)
     block = pool.take()
     pool.share(block)
-    assert pool.drop(block) is False
+    assert pool.drop([block]) == []
     assert pool.is_referenced(block)
-    assert pool.drop(block) is True
+    assert pool.drop([block]) == [block]
     assert not pool.is_referenced(block)
 
 
 def test_given_up_block_is_free_only_when_it_is_put_back():
     pool = BlockPool(1)
     block = pool.take()
-    pool.drop(block)
+    pool.drop([block])
     assert pool.num_free == 0
     pool.check_invariants([], kept=[block])
     pool.free(block)
@@ -35,9 +35,9 @@ def test_given_up_block_is_free_only_when_it_is_put_back():
 def test_block_released_too_often_is_a_defect():
     pool = BlockPool(2)
     block = pool.take()
-    pool.drop(block)
+    pool.drop([block])
     with pytest.raises(InvariantError, match=f"block {block} is released more often"):
-        pool.drop(block)
+        pool.drop([block])
 
 
 def test_pool_without_blocks_is_refused():
@@ -47,7 +47,7 @@ def test_pool_without_blocks_is_refused():
 
 def test_check_finds_a_lost_block():
     pool = BlockPool(2)
-    pool.drop(pool.take())
+    pool.drop([pool.take()])
     with pytest.raises(InvariantError, match="lost"):
         pool.check_invariants([], kept=[])
 
