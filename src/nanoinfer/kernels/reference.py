@@ -264,10 +264,12 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
     the logits as they are; seeds (S,) int64; token_indices (S,) int32 or int64. Returns (S,) int64; of equal scores the
     lowest index wins. (Gumbel-max: Maddison, Tarlow, Minka, A* sampling, NeurIPS 2014, section 2.)
     """
-    greedy = (temperatures == 0)[:, None]
-    scaled = logits.float() / torch.where(greedy, 1.0, temperatures[:, None])
-    noise = gumbel_noise(seeds, token_indices, logits.shape[1])
-    return torch.where(greedy, scaled, scaled + noise).argmax(-1)
+    scores = logits.float()
+    drawn = temperatures > 0
+    if bool(drawn.any()):  # noise is most of the work, and greedy rows need none
+        noise = gumbel_noise(seeds[drawn], token_indices[drawn], logits.shape[1])
+        scores = scores.index_put((drawn,), scores[drawn] / temperatures[drawn][:, None] + noise)
+    return scores.argmax(-1)
 
 
 def attention_scale(head_dim: int) -> float:

@@ -18,7 +18,7 @@ def resolve_folder(model: str, *, revision: str | None, with_weights: bool) -> P
     Only safetensors, JSON and tokenizer files are fetched; what the cache holds already is not fetched again.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(model):
         raise ConfigError(f"model {model!r} is neither a folder that exists nor a hub id such as 'Qwen/Qwen3-0.6B'")

@@ -1,0 +1,40 @@
+"""How large the KV pool becomes, and what counts as weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from nanoinfer.config import ConfigError, EngineConfig
+from nanoinfer.execution import memory
+
+
+def blocks(*, budget_bytes=1000, required_tokens=1, **options):
+    config = EngineConfig(model="m", block_size=4, **options)
+    return memory.num_kv_blocks(config, block_bytes=100, budget_bytes=budget_bytes, required_tokens=required_tokens)
+
+
+def test_a_number_or_a_size_overrides_the_budget():
+    assert blocks() == 10
+    assert blocks(num_kv_blocks=77) == 77
+    assert blocks(kv_cache_bytes=399) == 3
+
+
+@pytest.mark.parametrize("options", [{"num_kv_blocks": 4}, {"kv_cache_bytes": 499}, {"budget_bytes": -5}])
+def test_a_pool_too_small_for_one_sequence_names_both_sizes(options):
+    with pytest.raises(ConfigError, match=r"one sequence of 17 tokens needs 5; lower max_model_len"):
+        blocks(required_tokens=17, **options)
+
+
+def test_shared_storages_are_counted_once():
+    model = nn.Module()
+    model.a = nn.Parameter(torch.zeros(10, 3))
+    model.b = model.a
+    model.c = nn.Parameter(model.a.detach()[2:4])
+    model.register_buffer("d", torch.zeros(5, dtype=torch.int64))
+    assert memory.unique_storage_bytes(model) == 120 + 40
+
+
+def test_the_budget_of_this_machine_is_below_its_memory():
+    with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123  one line
+        total = int(file.readline().split()[1]) * 1024
+    assert 0 < memory.cpu_budget_bytes() <= total * memory.CPU_MEMORY_SHARE
