@@ -191,6 +191,7 @@ class ModelSpec(Record):
     source: str = Field(description="hub id, or 'local folder', or 'made on the spot'; never a path of the machine")
     weights: Literal["loaded", "synthetic"]
     note: str | None = Field(description="why the weights are synthetic or the model tiny; None for a real model")
+    note_zh: str | None = None
 
 
 class UnitPlan(Record):
