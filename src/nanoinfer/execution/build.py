@@ -49,7 +49,7 @@ def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Pat
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     limit = longest_sequence(config, model_config)
-    ops = select_ops(device)
+    ops = select_ops(device, model_config.head_dim)
     model = load_model(config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops)
     sizes = _PoolSizes(config, model_config, device, dtype)
     activations = _measure_activations(model, ops, config, sizes, limit) if device.type == "cuda" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nanoinfer.config import ConfigError
 from nanoinfer.kernels import reference
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
+
+
+MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,26 @@ REFERENCE = Ops(
 )
 
 
-def select_ops(device: torch.device) -> Ops:  # noqa: ARG001  the Triton kernels join here, chosen by device
-    """Return the fastest kernels that run on the device."""
-    return REFERENCE
+def select_ops(device: torch.device, head_dim: int) -> Ops:
+    """Return the kernels for a device: Triton on CUDA, PyTorch otherwise; ConfigError when no kernel fits."""
+    if device.type != "cuda":
+        return REFERENCE
+    if head_dim < MIN_TRITON_HEAD_DIM or head_dim & (head_dim - 1):
+        raise ConfigError(
+            f"head_dim is {head_dim}; the GPU kernels need a power of two from {MIN_TRITON_HEAD_DIM} on: use device='cpu'"
+        )
+    return _triton_ops()
+
+
+def _triton_ops() -> Ops:
+    from nanoinfer.kernels import fused, paged_decode, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
+
+    return Ops(
+        rms_norm=fused.rms_norm,
+        add_rms_norm=fused.add_rms_norm,
+        silu_and_mul=fused.silu_and_mul,
+        qk_norm_rotary_store=fused.qk_norm_rotary_store,
+        paged_decode=paged_decode.paged_decode,
+        paged_prefill=paged_prefill.paged_prefill,
+        sample=sampling.sample,
+    )
