@@ -52,7 +52,7 @@ def select_ops(device: torch.device, head_dim: int) -> Ops:
         return REFERENCE
     if head_dim < MIN_TRITON_HEAD_DIM or head_dim & (head_dim - 1):
         raise ConfigError(
-            f"head_dim is {head_dim}; the GPU kernels need a power of two from {MIN_TRITON_HEAD_DIM} on: use device='cpu'"
+            f"head_dim is {head_dim}; the GPU kernels need a power of two, at least {MIN_TRITON_HEAD_DIM}; use 'cpu'"
         )
     return _triton_ops()
 
