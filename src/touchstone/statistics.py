@@ -7,6 +7,7 @@ shows how often each interval covers and how often each verdict errs, by simulat
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -399,8 +400,8 @@ def _needed_processes(paper: Sequence[float], reviewer: Sequence[float], bound: 
     freedom (Schuirmann 1987, the shifted central t approximation).
     """
     sizes = range(max(2, len(reviewer)), MAX_NEEDED + 1)
-    powers = (_equivalence_power(paper, reviewer, size, bound) for size in sizes)
-    return next((size for size, power in zip(sizes, powers, strict=True) if power >= POWER), None)
+    index = bisect_left(sizes, POWER, key=lambda size: _equivalence_power(paper, reviewer, size, bound))
+    return sizes[index] if index < len(sizes) else None
 
 
 def _equivalence_power(paper: Sequence[float], reviewer: Sequence[float], size: int, bound: float) -> float:
