@@ -1,0 +1,288 @@
+"""The command line: list the tests, look at the machine, run, report."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from touchstone.engines.base import EngineError
+from touchstone.engines.registry import ADAPTERS
+from touchstone.environment import EnvironmentRefusedError
+from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
+from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.models import ModelError
+from touchstone.planning import CODE_TEST, PlanError, layout_of
+from touchstone.run_command import ReportError, RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from touchstone.records import Environment, RunPlan
+
+OK, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+RESULTS = Path("results")
+
+_EXIT_CODES = """
+Exit codes: 0 all well; 1 something failed or is invalid; 2 bad usage or input; 3 the machine is not fit for this run;
+130 interrupted (go on with --resume).
+"""
+_TOP = f"""
+How fast is an LLM inference engine, really, and which of its ideas pay?
+
+\b
+  touchstone list                          what can be measured
+  touchstone run                           measure what this machine can, in the profile that fits it
+  touchstone run --only 1.1,2.1 --dry-run  look at the plan of two tests and its time first
+  touchstone report                        write the report of the latest run, in Chinese and in English
+
+{_EXIT_CODES}
+"""
+_RUN_EPILOG = """
+Examples:
+
+\b
+  touchstone run --profile smoke                      everything that runs on two cores in minutes
+  touchstone run --profile paper --out paper          for publication: refused unless the machine is idle and clean
+  touchstone run --model ~/models/Qwen3-0.6B          a model of your own
+  touchstone run --resume                             go on after Ctrl-C, a crash or a power cut
+"""
+
+app = typer.Typer(
+    help=_TOP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+_console = Console()
+_errors = Console(stderr=True)
+
+_USER_ERRORS = (EngineError, ExperimentError, LedgerError, ModelError, PlanError, ReportError)
+
+
+class ProfileChoice(StrEnum):
+    """A profile, or the one that fits the hardware."""
+
+    AUTO = "auto"
+    SMOKE = "smoke"
+    QUICK = "quick"
+    PAPER = "paper"
+
+
+class ReportFormat(StrEnum):
+    """How `report` writes."""
+
+    MD = "md"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DType(StrEnum):
+    """Type of weights and activations."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+def main() -> None:
+    """Run the command line; what the user can put right is told in a sentence, without a traceback."""
+    with _errors_as_sentences():
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else OK)
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(BAD_INPUT)
+    except EnvironmentRefusedError as error:
+        _fail(str(error), REFUSED)
+    except _USER_ERRORS as error:
+        _fail(str(error), BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; the ledger is whole: the same command with --resume goes on", INTERRUPTED)
+
+
+def _fail(message: str, status: int) -> None:
+    _errors.print(f"[red]touchstone:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+# --- list and env ---------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_tests() -> None:
+    """Show the tests, what they ask and what they need."""
+    table = Table("test", "title", "question", "needs", "n x k (paper)")
+    for experiment in load_experiments():
+        layout = layout_of(experiment, Profile.PAPER)
+        needs = ", ".join(sorted(experiment.requires)) or "-"
+        name = f"{experiment.title.en}\n{experiment.title.zh}"
+        size = f"{layout.processes} x {layout.repetitions}"
+        table.add_row(experiment.plan_id, name, experiment.question.en, needs, size)
+    table.add_row(CODE_TEST, "Code quality\n代码质量", "How large and how complex is the code?", "-", "1 x 1")
+    _console.print(table)
+
+
+@app.command("env")
+def show_environment(
+    *, json: Annotated[bool, typer.Option("--json", help="Print the record as it goes into a ledger.")] = False
+) -> None:
+    """Show what will be recorded of this machine, its software and the code; captured, never typed."""
+    from touchstone.environment import capture  # noqa: PLC0415  it loads torch, which `--help` need not wait for
+
+    environment = capture()
+    if json:
+        typer.echo(environment.model_dump_json(indent=2))
+    else:
+        _console.print(_environment_table(environment))
+
+
+def _environment_table(environment: Environment) -> Table:
+    table = Table("fact", "value")
+    for part in ("hardware", "software", "source"):
+        for name, value in getattr(environment, part).model_dump(mode="json").items():
+            shown = value if isinstance(value, dict) else {"": value}
+            for key, inner in shown.items():
+                table.add_row(".".join(filter(None, (part, name, key))), escape(str(inner)))
+    table.add_row("fingerprint", environment.fingerprint)
+    return table
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog=_RUN_EPILOG)
+def run(
+    *,
+    profile: Annotated[
+        ProfileChoice, typer.Option(help="smoke: minutes, any machine. quick: a first look. paper: for publication.")
+    ] = ProfileChoice.AUTO,
+    only: Annotated[str, typer.Option(help="Tests to run, separated by commas, such as 1.1,2.1; empty for all.")] = "",
+    engine: Annotated[
+        str, typer.Option(help=f"{', '.join(sorted(ADAPTERS))}, or the import path of your own adapter module.")
+    ] = "nanoinfer",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id. Without it Qwen3-0.6B on a GPU, a tiny Qwen3 made on the spot without one."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; results/<profile> by default.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show plan, order and estimated time; run nothing.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run after Ctrl-C or a crash.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts, order and coins.")] = 0,
+    device: Annotated[Device, typer.Option(help="auto: the GPU if there is one.")] = Device.AUTO,
+    dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on a CPU.")] = DType.AUTO,
+) -> None:
+    """Measure: fresh processes in a seeded order, every attempt in the ledger, a verdict for every number."""
+    options = RunOptions(
+        profile=None if profile is ProfileChoice.AUTO else Profile(profile.value),
+        only=tuple(name.strip() for name in only.split(",") if name.strip()),
+        engine=engine,
+        model=model,
+        out=out,
+        resume=resume,
+        seed=seed,
+        device=None if device is Device.AUTO else device.value,
+        dtype=None if dtype is DType.AUTO else dtype.value,
+    )
+    experiments = load_experiments()
+    if dry_run:
+        with tempfile.TemporaryDirectory() as workshop:
+            _show_plan(plan_run(options, experiments, RESULTS, workshop=Path(workshop)).plan, experiments)
+        return
+    planned = plan_run(options, experiments, RESULTS)
+    failed = run_plan(planned, options, _console)
+    _finish(planned.directory, failed)
+
+
+def _show_plan(plan: RunPlan, experiments: tuple[Experiment, ...]) -> None:
+    titles = {experiment.plan_id: experiment.title.en for experiment in experiments} | {CODE_TEST: "Code quality"}
+    table = Table("test", "title", "arms", "n x k", "warm-ups", "about", title=f"{plan.profile}, seed {plan.seed}")
+    for test in plan.tests:
+        arms = ", ".join(arm.name for arm in test.arms) or "-"
+        size = f"{test.num_processes} x {test.num_repetitions}"
+        about = f"{test.estimated_s:.0f} s"
+        table.add_row(test.test_id, titles[test.test_id], arms, size, str(test.num_warmups), about)
+    for missing in plan.not_measured:
+        table.add_row(missing.test_id, titles[missing.test_id], f"not measured: {missing.reason}", "", "", "")
+    _console.print(table)
+    model = f"{plan.model.source} ({plan.model.weights})"
+    _console.print(f"engine {plan.engine} on {plan.device}, {plan.dtype}, model {escape(model)}")
+    if plan.model.note:
+        _console.print(escape(plan.model.note))
+    _console.print("order: " + " ".join(unit.unit_id for unit in plan.units), highlight=False)
+    minutes = sum(test.estimated_s for test in plan.tests) / 60
+    _console.print(f"estimated time: {minutes:.1f} min; plan {plan.plan_sha256[:12]}")
+
+
+def _finish(directory: Path, failed: tuple[str, ...]) -> None:
+    """Show the verdicts and where things are; exit with 1 if a process never became valid."""
+    _console.print(verdicts(directory))
+    _console.print(f"ledger  {directory / LEDGER_NAME}", highlight=False, soft_wrap=True)
+    _console.print(f"next    touchstone report {directory}", highlight=False, soft_wrap=True)
+    if failed:
+        _fail(f"without a valid attempt: {', '.join(failed)}; see {directory / 'logs'}", FAILED)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder of a run; the latest one in results/ by default.")
+    ] = None,
+    *,
+    format: Annotated[  # noqa: A002  the option's name
+        ReportFormat, typer.Option(help="md: reports in Chinese and English with figures. json, csv: one table.")
+    ] = ReportFormat.MD,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for md (the run's own by default), file for json and csv (the screen).")
+    ] = None,
+) -> None:
+    """Write the report of a run: every number from its ledger, with formula, spread and verdict."""
+    run_dir = directory or _latest_run()
+    if format is ReportFormat.MD:
+        for path in report_paths(run_dir, out or run_dir):
+            _console.print(str(path), highlight=False, soft_wrap=True)
+        return
+    text = table_of(run_dir, "json" if format is ReportFormat.JSON else "csv")
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+        _console.print(str(out), highlight=False, soft_wrap=True)
+
+
+def _latest_run() -> Path:
+    ledgers = sorted(RESULTS.glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not ledgers:
+        raise LedgerError(f"{RESULTS}/ holds no run; measure with `touchstone run` first, or name the folder of a run")
+    return ledgers[-1].parent

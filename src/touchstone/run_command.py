@@ -1,0 +1,217 @@
+"""What `touchstone run` and `touchstone report` do, between the command line and the instrument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from touchstone import orchestrate
+from touchstone.engines.registry import load_adapter
+from touchstone.environment import EnvironmentRefusedError, capture, gate
+from touchstone.experiment import Profile, load_experiments
+from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.models import choose_model
+from touchstone.planning import RunRequest, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from touchstone.experiment import Experiment
+    from touchstone.ledger import Ledger
+    from touchstone.records import Environment, RunPlan, UnitPlan
+
+
+class ReportError(ValueError):
+    """A run from which no report can be made; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of `touchstone run`; None leaves the choice to the hardware."""
+
+    profile: Profile | None = None
+    only: tuple[str, ...] = ()
+    engine: str = "nanoinfer"
+    model: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+
+
+def plan_run(
+    options: RunOptions, experiments: Sequence[Experiment], results: Path, *, workshop: Path | None = None
+) -> orchestrate.Run:
+    """Fill in every default from the machine and plan the run; nothing is measured.
+
+    A model that is made on the spot is written to `workshop`, by default inside the run's folder.
+    """
+    device = options.device or _default_device()
+    profile = options.profile or (Profile.PAPER if device.startswith("cuda") else Profile.SMOKE)
+    directory = (options.out or results / profile.value).resolve()
+    environment = capture(output=directory)
+    _check_device(device, environment, chosen=options.device is not None)
+    if workshop is None:
+        _make_room(directory, options)
+    model = choose_model(options.model, device, workshop or directory / "model")
+    request = RunRequest(
+        profile=profile,
+        engine=options.engine,
+        device=device,
+        dtype=options.dtype or ("float16" if device.startswith("cuda") else "float32"),
+        seed=options.seed,
+        only=options.only,
+    )
+    plan = make_plan(request, experiments, environment, model, load_adapter(options.engine).capabilities())
+    return orchestrate.Run(
+        plan=plan,
+        environment=environment,
+        model=model,
+        directory=directory,
+        memory_tests=frozenset(experiment.plan_id for experiment in experiments if experiment.measure_memory),
+    )
+
+
+def run_plan(run: orchestrate.Run, options: RunOptions, console: Console) -> tuple[str, ...]:
+    """Measure what is left of the plan and return the units that never became valid."""
+    if run.plan.profile == Profile.PAPER.value:
+        orchestrate.refuse(gate(run.environment, run.plan.device))
+    ledger = orchestrate.resume(run) if options.resume else orchestrate.start(run)
+    with ledger, _Bar(run.plan, ledger, console) as bar:
+        orchestrate.execute(run, ledger, bar)
+        failed = orchestrate.failed_units(run.plan, ledger)
+    changed = capture(output=run.directory).source != run.environment.source
+    if changed:
+        console.print("[yellow]the source tree was changed while the run was under way; its commit does not say how")
+    return failed
+
+
+def verdicts(directory: Path) -> Table:
+    """Return the table of verdicts of a run."""
+    from touchstone.report import verdict_table  # noqa: PLC0415  the figures' library is slow to load
+
+    return verdict_table(directory, _by_id())
+
+
+def report_paths(run_dir: Path, out_dir: Path) -> tuple[Path, ...]:
+    """Write results and report of a run and return the paths of the reports; ReportError if a lint finds fault."""
+    from touchstone.report import write_report  # noqa: PLC0415  the figures' library is slow to load
+    from touchstone.results import derive_results, write_results  # noqa: PLC0415  likewise
+
+    experiments = _by_id()
+    _check_run_dir(run_dir)
+    write_results(derive_results(run_dir, experiments), out_dir / "results")
+    paths = write_report(run_dir, out_dir, experiments)
+    if paths.faults:
+        raise ReportError("the report has faults and must not be published:\n  - " + "\n  - ".join(paths.faults))
+    return (paths.zh, paths.en)
+
+
+def table_of(run_dir: Path, form: Literal["json", "csv"]) -> str:
+    """Return the numbers of a run as one table."""
+    from touchstone.report import export_table  # noqa: PLC0415  the figures' library is slow to load
+
+    _check_run_dir(run_dir)
+    return export_table(run_dir, form, _by_id())
+
+
+def _by_id() -> dict[str, Experiment]:
+    return {experiment.plan_id: experiment for experiment in load_experiments()}
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    if not (run_dir / LEDGER_NAME).is_file():
+        raise LedgerError(f"{run_dir} holds no {LEDGER_NAME}; name a folder that `touchstone run` has written")
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def _default_device() -> str:
+    import torch  # noqa: PLC0415  the command line must not load torch to print its help
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str, environment: Environment, *, chosen: bool) -> None:
+    """Never fall back to the processor in silence, and never take a GPU for granted."""
+    gpus, software = environment.hardware.gpus, environment.software
+    if device.startswith("cuda") and not gpus:
+        raise EnvironmentRefusedError("--device cuda was asked for, but no NVIDIA driver answers; use --device cpu")
+    if gpus and not device.startswith("cuda") and not chosen:
+        built = f"built for CUDA {software.cuda}" if software.cuda else "built without CUDA"
+        raise EnvironmentRefusedError(
+            f"this machine has {gpus[0].name} with driver {software.driver}, but torch "
+            f"{software.packages.get('torch')} ({built}) cannot use it; install a torch build that fits the driver "
+            "(see README.md), or say --device cpu"
+        )
+
+
+def _make_room(directory: Path, options: RunOptions) -> None:
+    """Keep a finished run of the default folder under another name; anything else in the way is an error."""
+    if options.resume or not (directory / LEDGER_NAME).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        return
+    if options.out is not None or not orchestrate.is_finished(directory):
+        raise LedgerError(
+            f"{directory} holds a run already; go on with it by --resume, or choose another folder by --out"
+        )
+    number = 1
+    while (kept := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(kept)
+    Console(stderr=True).print(f"the finished run before was kept as {escape(str(kept))}", highlight=False)
+    directory.mkdir()
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+class _Bar:
+    """One line that says what runs and how long it may take: measured pace times the estimates left."""
+
+    def __init__(self, plan: RunPlan, ledger: Ledger, console: Console) -> None:
+        units_of = {test.test_id: sum(unit.test_id == test.test_id for unit in plan.units) for test in plan.tests}
+        self._estimate = {test.test_id: test.estimated_s / units_of[test.test_id] for test in plan.tests}
+        self._left = {unit.unit_id: self._estimate[unit.test_id] for unit in orchestrate.remaining(plan, ledger)}
+        self._pace_s, self._pace_estimate_s = 0.0, 0.0
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console)
+        done = len(plan.units) - len(self._left)
+        self._task = self._progress.add_task("measuring", total=len(plan.units), completed=done, left=self._left_text())
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, unit: UnitPlan, attempt: int) -> None:
+        """Say what runs now."""
+        again = f", attempt {attempt}" if attempt > 1 else ""
+        self._progress.update(self._task, description=f"{unit.unit_id}{again}", left=self._left_text())
+
+    def end(self, unit: UnitPlan, reason: str | None, seconds: float, *, final: bool) -> None:
+        """Learn the pace, and show why an attempt is not valid."""
+        self._pace_s += seconds
+        self._pace_estimate_s += self._estimate[unit.test_id]
+        if final:
+            self._left.pop(unit.unit_id, None)
+            self._progress.update(self._task, advance=1)
+        if reason is not None:
+            self._progress.console.print(f"[yellow]{unit.unit_id} is not valid:[/yellow] {escape(reason)}")
+        self._progress.update(self._task, left=self._left_text())
+
+    def _left_text(self) -> str:
+        pace = self._pace_s / self._pace_estimate_s if self._pace_estimate_s else 1.0
+        seconds = round(sum(self._left.values()) * pace)
+        return f"about {seconds // 60}:{seconds % 60:02d} left"
