@@ -35,11 +35,6 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))
 
     @property
-    def num_blocks(self) -> int:
-        """Size of the pool."""
-        return len(self._references)
-
-    @property
     def num_free(self) -> int:
         """Blocks on the free list."""
         return len(self._free)
