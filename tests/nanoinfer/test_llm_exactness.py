@@ -66,6 +66,30 @@ def test_greedy_tokens_of_each_family_equal_transformers(tiny, ragged, shape, sc
     assert len({token for output in outputs for token in output.token_ids}) > 20
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", ["qwen3-bias", "qwen2"])  # head sizes that the GPU kernels have
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("scheduling", ["separated", "mixed"])
+@pytest.mark.parametrize("budget", [13, 4096])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_greedy_tokens_on_a_gpu_equal_transformers(tiny, ragged, shape, prefix_cache, scheduling, budget, overlap):
+    model = tiny(shape)
+    llm = LLM(
+        model.folder,
+        device="cuda",
+        dtype="float32",
+        prefix_cache=prefix_cache,
+        scheduling=scheduling,
+        max_num_batched_tokens=budget,
+        num_kv_blocks=12,
+        overlap=overlap,
+    )
+    outputs = run_checked(llm, [(prompt, greedy(max_tokens)) for prompt, max_tokens in ragged])
+    assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
+    steps = llm.take_step_facts()
+    assert all(step.device_ns > 0 for step in steps)
+
+
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_preempted_requests_resume_with_the_same_tokens(tiny, ragged, scheduling, overlap):
