@@ -1,6 +1,6 @@
 """Simulate how often the intervals cover and the verdicts err, and write the tables into docs/statistics.md.
 
-    python tools/simulate_statistics.py                  2,000 experiments a row, printed
+    python tools/simulate_statistics.py                  1,000 experiments a row, printed
     python tools/simulate_statistics.py --write          the same, written between the markers of the document
 
 The functions under simulation are those of `touchstone.statistics`, called as the results call them. Process scores are
@@ -30,7 +30,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulation: begin -->", "<!-- simulation: end -->"
 CENTRE = 100.0
 SEED = 20_260_101
-REPEATS = 2_000
+REPEATS = 1_000
 BOOTSTRAP_REPEATS = 500  # each of these resamples 2,000 times
 
 Generator = np.random.Generator

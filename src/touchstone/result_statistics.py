@@ -80,7 +80,7 @@ def paired_effects(test: TestRuns, experiment: Experiment) -> tuple[Effect, ...]
     estimates = statistics.ablation_effects([found[name] for name in tested])
     by_name = dict(zip(tested, estimates, strict=True))
     return tuple(
-        _exact_effect(name, baseline, treatment, blocks)
+        _exact_effect(test.processes[0], name, baseline, treatment, blocks)
         if name in exact
         else _tested_effect(name, baseline, treatment, by_name[name])
         for name, blocks in found.items()
@@ -233,13 +233,17 @@ def _mean_log(runs: Sequence[Run], definition: MetricDefinition) -> float | None
     return fmean(math.log(value) for value in values) if values and len(values) == len(runs) else None
 
 
-def _exact_effect(metric: str, baseline: str, treatment: str, blocks: tuple[float, ...]) -> Effect:
+def _exact_effect(process: Process, metric: str, baseline: str, treatment: str, blocks: tuple[float, ...]) -> Effect:
+    """Give the ratio of counts as their quotient, which a logarithm there and back would blur in the last digit."""
+    above, below = (DICTIONARY[metric].compute(process.of_arm(arm)[0].facts) for arm in (treatment, baseline))
+    if not (isinstance(above, Quantity) and isinstance(below, Quantity)):
+        raise MeasureError(f"{metric!r} has block ratios and no values; this is an error in the derivation")
     return Effect(
         metric=metric,
         baseline=baseline,
         treatment=treatment,
         blocks=blocks,
-        ratio=math.exp(blocks[0]),
+        ratio=above.ratio_to(below),
         interval=None,
         p_sign_flip=None,
         p_holm=None,

@@ -223,7 +223,7 @@ def test_paired_test_gives_ratio_fields_and_exact_counts(tmp_path):
     assert result.results == {
         "cache_hit_rate": pytest.approx(48.0),
         "cache_hit_rate_off": 0.0,
-        "compute_saved_pct": pytest.approx(48.0),
+        "compute_saved_pct": 48.0,
         "actual_speedup_ratio": pytest.approx(2.0),
     }
     effects = {effect.metric: effect for effect in result.effects}
@@ -319,16 +319,20 @@ def steps_with(trace, index, **changes):
             ),
             {"latency_identity"},
         ),
-        (
-            lambda trace, _: (trace, make_memory(device_total_peak_bytes=7_500_000_000)),
-            {"memory_parts_close"},
-        ),
+        (lambda trace, _: (trace, make_memory(residual_bytes=1)), {"memory_parts_close"}),
         (
             lambda trace, _: (
                 trace,
                 make_memory(device_total_peak_bytes=7_500_000_000, residual_bytes=1_000_000_000),
             ),
-            {"memory_parts_close"},
+            {"memory_residual_bounded"},
+        ),
+        (
+            lambda trace, _: (
+                trace,
+                make_memory(activations_peak_bytes=None, residual_bytes=1_000_000_000),
+            ),
+            set(),
         ),
         (lambda trace, _: (trace, make_memory(kv_used_peak_bytes=3_100_000_000)), {"memory_parts_close"}),
         (
