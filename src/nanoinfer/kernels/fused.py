@@ -154,7 +154,8 @@ def _norm_rotary(first, second, weight, eps, cos_sin, position, HEAD_DIM: tl.con
     return first * cos - second * sin, second * cos + first * sin
 
 
-@triton.jit
+# Slices of per-step inputs begin anywhere; their alignment must not ask for another compilation.
+@triton.jit(do_not_specialize_on_alignment=["positions", "slot_mapping"])
 def _qkv_kernel(
     qkv,
     query,

@@ -66,20 +66,25 @@ def paged_decode(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
+    max_context_len: int | None = None,
     num_splits: int | None = None,
     tuning: DecodeTuning | None = None,
 ) -> Tensor:
     """Attend one query token per sequence to its own KV blocks.
 
     query (B, Hq, D); key/value blocks (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, rows padded
-    with any valid id; context_lens (B,) int32 counts the new token (0 is allowed for a padded row: zeros come back).
-    Returns (B, Hq, D) in query's dtype; accumulates in float32; float32 products are exact float32, not tf32.
+    with any valid id; context_lens (B,) int32 counts the new token, 0 marks a padded row, whose result is zeros.
+    max_context_len, an upper bound of the contexts where the host knows one, keeps short contexts from being split too
+    finely. Returns (B, Hq, D) in query's dtype; accumulates in float32; float32 products are exact, not tf32.
     `num_splits` and `tuning` override what `num_context_splits` and `decode_tuning` choose.
     """
     batch_size, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = key_blocks.shape
     splits = num_splits or num_context_splits(
-        batch_size, num_kv_heads, block_table.shape[1] * block_size, num_multiprocessors(query.device)
+        batch_size,
+        num_kv_heads,
+        max_context_len or block_table.shape[1] * block_size,
+        num_multiprocessors(query.device),
     )
     tuning = tuning or decode_tuning(query.dtype, splits)
     out = torch.empty((batch_size, num_heads, head_dim), dtype=query.dtype, device=query.device)
@@ -183,7 +188,8 @@ def _merge_splits(
         tl.store(out_row + head * HEAD_DIM + dim, merged.to(out_row.dtype.element_ty))
 
 
-@triton.jit
+# Slices of per-step inputs begin anywhere and tables are of any width: neither may ask for another compilation.
+@triton.jit(do_not_specialize=["stride_table"], do_not_specialize_on_alignment=["block_table", "context_lens"])
 def _decode_kernel(
     query,
     key_blocks,

@@ -165,7 +165,12 @@ def _attend(
     return accumulator, maximum, denominator
 
 
-@triton.jit
+# The number of sequences, the table's width and where slices begin change from step to step: none may ask for another
+# compilation.
+@triton.jit(
+    do_not_specialize=["num_seqs", "stride_table"],
+    do_not_specialize_on_alignment=["block_table", "query_starts", "context_lens"],
+)
 def _prefill_kernel(
     query,
     key_blocks,

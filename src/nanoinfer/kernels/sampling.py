@@ -73,7 +73,7 @@ def _first_of_highest(score, index):
     return top_score, tl.min(tl.where(score == top_score, index, MAX_INDEX), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "seeds", "token_indices"])
 def _slice_kernel(
     logits,
     temperatures,

@@ -33,7 +33,7 @@ def store_kv(key: Tensor, value: Tensor, key_blocks: Tensor, value_blocks: Tenso
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def _store_kernel(
     key,
     value,
