@@ -6,41 +6,55 @@ All sessions share the one environment `.venv`, because installing torch once fo
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 nox.needs_version = ">=2026.4"
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "none"  # see python_of
 
-RESULTS = "results"
-PYTHON_CODE = ("src", "bench", "quality", "tools", "tests", "noxfile.py")
-
 
 def python_of(session: nox.Session) -> str:
     """Interpreter for a session: .venv's, brought in line with the locks; with --no-venv the one that runs nox."""
-    if session._runner.global_config.no_venv:  # noqa: SLF001  nox offers no public way to see the switch
+    if session._runner.global_config.force_venv_backend == "none":  # noqa: SLF001  nox offers no public way to see the switch
         session.env["PYTHONPATH"] = str(Path("src").resolve())
         return sys.executable
     session.run("sh", "tools/environment.sh", external=True, log=False)
     return str(Path(".venv/bin/python").absolute())  # not resolved: the link is what makes it the environment's
 
 
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """Values that an option is given in the arguments, as `--option value` or `--option=value`."""
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
+    return joined + [value for name, value in zip(arguments, arguments[1:], strict=False) if name == option]
+
+
+def measure(session: nox.Session, python: str) -> None:
+    """`touchstone run` with the session's arguments; TOUCHSTONE_DEVICE stands in where they name no device."""
+    device = os.environ.get("TOUCHSTONE_DEVICE")
+    chosen = ["--device", device] if device and not values_of("--device", session.posargs) else []
+    session.run(python, "-m", "touchstone", "run", *chosen, *session.posargs)
+
+
 @nox.session
 def report(session: nox.Session) -> None:
-    """Measure what this machine can measure, then write both reports into results/ (arguments go to the run)."""
+    """Measure what this machine can measure, then write both reports; arguments go to `touchstone run`."""
     python = python_of(session)
-    session.run(python, "-m", "touchstone", "run", "--profile", "auto", "--out", RESULTS, *session.posargs)
-    session.run(python, "-m", "touchstone", "report", RESULTS)
+    measure(session, python)
+    session.run(python, "-m", "touchstone", "report", *values_of("--out", session.posargs))
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure only; arguments go to `touchstone run`, such as --only 1.1,1.2 --model FOLDER --resume."""
-    arguments = ["--profile", "auto", "--out", RESULTS, *session.posargs]
-    session.run(python_of(session), "-m", "touchstone", "run", *arguments)
+    measure(session, python_of(session))
 
 
 @nox.session
