@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def python_of(session: nox.Session) -> str:
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:
     """Values that an option is given in the arguments, as `--option value` or `--option=value`."""
     joined = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
-    return joined + [value for name, value in zip(arguments, arguments[1:], strict=False) if name == option]
+    return joined + [value for name, value in pairwise(arguments) if name == option]
 
 
 def measure(session: nox.Session, python: str) -> None:
