@@ -120,11 +120,11 @@ def draw_repetitions(panels: Sequence[RepetitionPanel], tolerance: float) -> Fig
 
 def _draw_repetition_panel(axes: Axes, panel: RepetitionPanel, tolerance: float) -> None:
     band = 100 * tolerance
-    deviations = np.array([100 * (value / panel.median - 1) for value in panel.values])
+    deviations = np.array([100 * (value - panel.median) / panel.median for value in panel.values])
     axes.axhspan(-band, band, color=GREY, alpha=0.18, linewidth=0)
     axes.axhline(0, color=GREY, linewidth=0.8)
     for index, row in enumerate(panel.repetitions, start=1):
-        shown = [100 * (value / panel.median - 1) for value in row]
+        shown = [100 * (value - panel.median) / panel.median for value in row]
         axes.plot([index] * len(row), shown, linestyle="none", marker="_", markersize=9, color=GREY)
     numbers = np.arange(1, len(deviations) + 1)
     inside = np.abs(deviations) <= band
@@ -159,7 +159,8 @@ def _draw_distribution(axes: Axes, distribution: Distribution, unit: str) -> Non
     axes.set(title=distribution.label, xlabel=unit, ylim=(0, 1.02))
     axes.margins(x=0.04)
     axes.locator_params(axis="x", nbins=5)
-    axes.legend(loc="lower right", handlelength=1.6)
+    if distribution.percentiles:
+        axes.legend(loc="lower right", handlelength=1.6)
 
 
 @_house_style()
@@ -168,14 +169,14 @@ def draw_memory(parts: Mapping[str, float], total: float, unit: str) -> Figure:
     figure = Figure(figsize=(7.2, 1.9), layout="constrained")
     axes = figure.add_subplot()
     left = 0.0
-    shown = {name: size for name, size in parts.items() if size}
-    for (name, size), colour in zip(shown.items(), _PART_COLOURS, strict=False):
+    coloured = zip(parts.items(), _PART_COLOURS, strict=False)  # a part keeps its colour when another is absent
+    for name, size, colour in ((name, size, colour) for (name, size), colour in coloured if size):
         hatch, edge = ("////", "black") if name == RESIDUAL else (None, "white")
         axes.barh(0, size, left=left, height=0.5, color=colour, edgecolor=edge, hatch=hatch, linewidth=0.6, label=name)
         left += size
     axes.axvline(total, ymin=0.05, ymax=0.95, color="black", linewidth=1.2, linestyle=(0, (4, 2)), label="total")
     axes.set(yticks=[], xlabel=unit, ylim=(-0.42, 0.42))
-    axes.set_xlim(0, 1.02 * max(total, left, sum(size for size in shown.values() if size > 0)))
+    axes.set_xlim(0, 1.02 * max(total, left, sum(size for size in parts.values() if size > 0)))
     axes.spines["left"].set_visible(False)
     figure.legend(loc="outside upper left", ncols=4, handlelength=1.2)
     return figure

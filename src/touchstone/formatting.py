@@ -71,8 +71,9 @@ def last_place(value: float, noise: float | None) -> int:
         return significant_place(value, DIGITS_WITHOUT_NOISE)
     if noise == 0:
         return place_of_exact([value])
-    first_digit = significant_place(value, 1) if value else significant_place(noise, 1)
-    return min(max(significant_place(noise, NOISE_DIGITS), finest), first_digit)
+    if value == 0:
+        return significant_place(noise, NOISE_DIGITS)
+    return min(max(significant_place(noise, NOISE_DIGITS), finest), significant_place(value, 1))
 
 
 def fixed(value: float, place: int) -> str:

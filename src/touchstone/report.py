@@ -15,7 +15,7 @@ from rich.text import Text
 from touchstone.canonical import atomic_write
 from touchstone.experiment import load_experiments
 from touchstone.records import Verdict
-from touchstone.report_context import report_context, test_views, texts_of
+from touchstone.report_context import report_context, texts_of, views_of_tests
 from touchstone.report_figures import write_figures
 from touchstone.report_lint import (
     glossary_faults,
@@ -187,17 +187,16 @@ def _columns_of(statistics: MetricStatistics) -> dict[str, Scalar]:
 def verdict_table(run_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> Table:
     """Return the headline numbers with their verdicts, and what was not measured, for the terminal."""
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
-    table = Table(
-        "test", "metric", "arm", "value", "interval or range", "verdict", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column in table.columns[3:5]:
-        column.justify, column.no_wrap = "right", True
-    for test in test_views(_load(run_dir, experiments), {}):
+    table = Table("test", "metric", "value", "interval or range", "verdict", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for test in views_of_tests(_load(run_dir, experiments), {}):
         if not test.measured:
-            table.add_row(test.test_id, Text(test.title.en), "", "", "", Text("not measured", style="dim"))
+            table.add_row(test.test_id, Text(test.title.en), "", "", Text("not measured", style="dim"))
         for number in test.headline:
             for arm in number.arms:
-                table.add_row(test.test_id, Text(number.metric), Text(arm.arm), *_terminal_cells(arm, glossary))
+                name = f"{number.metric} ({arm.arm})" if number.several_arms else number.metric
+                table.add_row(test.test_id, Text(name), *_terminal_cells(arm, glossary))
     return table
 
 
@@ -206,6 +205,6 @@ def _terminal_cells(arm: ArmView, glossary: Glossary) -> tuple[Text, ...]:
     if arm.indicative:
         verdict.append(" (indicative)", style="dim")
     if arm.withheld is not None:
-        return Text("withheld"), Text(), verdict.append(f": {arm.withheld.en}", style="dim")
-    bounds = arm.range if arm.quotes_range else arm.interval
-    return *(Text(f"{shown.text} {glossary.unit(shown.unit, 'en')}".strip()) for shown in (arm.value, bounds)), verdict
+        return Text("withheld"), Text(arm.withheld.en), verdict
+    value = f"{arm.value.text} {glossary.unit(arm.value.unit, 'en')}"
+    return Text(value.strip()), Text((arm.range if arm.quotes_range else arm.interval).text), verdict

@@ -12,6 +12,7 @@ from touchstone.report_code import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeVi
 from touchstone.report_environment import (
     WorkloadRow,
     hardware_rows,
+    model_note,
     model_rows,
     run_rows,
     scalar,
@@ -91,7 +92,7 @@ def report_context(
     run: Run, figures: Mapping[str, tuple[FigureView, ...]], templates: JinjaEnvironment, glossary: Glossary
 ) -> dict[str, object]:
     """Arrange everything that the templates may print; nothing in it depends on the language or on the clock."""
-    tests = test_views(run, figures)
+    tests = views_of_tests(run, figures)
     numbers = {test.test_id: (*test.headline, *test.supporting) for test in tests}
     return {
         "tests": tests,
@@ -108,7 +109,7 @@ def report_context(
     }
 
 
-def test_views(run: Run, figures: Mapping[str, tuple[FigureView, ...]]) -> tuple[TestView, ...]:
+def views_of_tests(run: Run, figures: Mapping[str, tuple[FigureView, ...]]) -> tuple[TestView, ...]:
     """Arrange every test of the plan, in its order."""
     return tuple(_test_view(run, result, figures.get(result.test_id, ())) for result in run.results)
 
@@ -124,7 +125,7 @@ def _environment(run: Run) -> dict[str, object]:
         "engine_name": run.engine.name if run.engine is not None else run.plan.engine,
         "profile": Code(run.plan.profile),
         "synthetic": run.plan.model.weights == "synthetic",
-        "model_note": None if run.plan.model.note is None else Code(run.plan.model.note),
+        "model_note": model_note(run.plan),
     }
 
 

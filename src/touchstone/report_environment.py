@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 BYTES_PER_GB = 1e9
 GB_DECIMALS = 1
+# What `ModelSpec.source` says in words; anything else is the id of a hub.
+_SOURCES: dict[str, Printable] = {
+    "made on the spot": Term("made_on_the_spot"),
+    "local folder": Term("local_folder"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,19 @@ def model_rows(plan: RunPlan, engine: EngineFacts | None) -> tuple[Row, ...]:
     """Describe the model: where it comes from, and what the engine said of it."""
     facts = engine.model.items() if engine is not None else ()
     return (
-        Row(Term("model_source"), Code(plan.model.source)),
+        Row(Term("model_source"), _SOURCES.get(plan.model.source, Code(plan.model.source))),
         Row(Term("weights"), Term(f"weights_{plan.model.weights}")),
         Row(Term("precision"), Code(plan.dtype)),
-        *(() if plan.model.note is None else (Row(Term("remark"), Code(plan.model.note)),)),
+        *(() if (note := model_note(plan)) is None else (Row(Term("remark"), note),)),
         *(Row(Code(name), scalar(value)) for name, value in facts),
     )
+
+
+def model_note(plan: RunPlan) -> Printable | None:
+    """Say why the model is not a real one; None for a real one."""
+    if plan.model.note is None or plan.model.note_zh is None:
+        return None if plan.model.note is None else Code(plan.model.note)
+    return Bilingual(plan.model.note, plan.model.note_zh)
 
 
 def run_rows(plan: RunPlan, engine: EngineFacts | None) -> tuple[Row, ...]:

@@ -91,13 +91,9 @@ def language_number_faults(first: str, second: str) -> tuple[str, ...]:
 
 def unsourced_number_faults(markdown: str, sources: Iterable[str]) -> tuple[str, ...]:
     """Numbers of a rendering that are in none of the texts that it was made from."""
-    known: Counter[str] = Counter()
-    for source in sources:
-        known |= numbers_in(source)
+    known = {number for source in sources for number in numbers_in(source)}
     return tuple(
-        f"{number}: no value of the context holds it"
-        for number in sorted(numbers_in(markdown) - known)
-        if number not in known
+        f"{number}: no value of the context holds it" for number in sorted(numbers_in(markdown)) if number not in known
     )
 
 

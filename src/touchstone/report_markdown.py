@@ -28,7 +28,7 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 GLOSSARY_FILE = "terms.toml"
 
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_<|$]|\](?=[(\[:])|~(?=~))")
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_<|$]|\](?=[(\[])|~(?=~))")
 _IDENTIFIER = re.compile(r"((?<![A-Za-z0-9_.])[A-Za-z][A-Za-z0-9.]*_[A-Za-z0-9_.]*[A-Za-z0-9_])")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SPACES_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -143,12 +143,18 @@ def markdown_environment(language: Language, glossary: Glossary, templates: Path
     )
     environment.filters.update(
         code=lambda text: Markup(code_span(str(text))),  # noqa: S704  as above
+        first_upper=lambda value: _first_upper(printer(value)),
         path=lambda name: Markup(str(name)),  # noqa: S704  names that the report itself gives
         math=lambda formula: Markup(f"```math\n{formula}\n```"),  # noqa: S704  as above
         verdict=lambda key: _word({**glossary.effects, **glossary.verdicts}, key, language, "verdicts] or [effects"),
         checklist=lambda key: _word(glossary.checklist, key, language, "checklist"),
     )
     return environment
+
+
+def _first_upper(markdown: Markup) -> Markup:
+    """Begin a heading or a paragraph with a capital letter; Chinese has none."""
+    return Markup(f"{str(markdown)[:1].upper()}{str(markdown)[1:]}")  # noqa: S704  as above
 
 
 def _word(section: Mapping[str, Mapping[Any, str]], key: str, language: Language, name: str) -> Markup:

@@ -73,6 +73,7 @@ class ArmView:
     worked: str | None
     example: Bilingual | None
     verification: Bilingual
+    compared: bool = False
 
     @property
     def quotes_range(self) -> bool:
@@ -268,6 +269,7 @@ def _compared_arm(comparison: ComparisonDefinition, effect: Effect, lines: str) 
         worked=_equation(comparison.formula, {"r": effect.ratio}, value, comparison.unit),
         example=None,
         verification=_effect_verification(effect, lines),
+        compared=True,
     )
 
 
@@ -288,12 +290,12 @@ def _transformed(interval: Interval, comparison: ComparisonDefinition) -> Interv
 
 def _effect_verification(effect: Effect, lines: str) -> Bilingual:
     n = len(effect.blocks)
-    p = "" if effect.p_sign_flip is None else fixed(effect.p_sign_flip, -P_VALUE_DECIMALS)
+    p = "" if effect.p_sign_flip is None else p_value(effect.p_sign_flip)
     return Bilingual(
-        f"{n} paired blocks" + (f", exact sign flip test p = {p}" if p else "") + "; touchstone verify computes it "
+        f"{n} paired blocks" + (f", exact sign flip test p: {p}" if p else "") + "; touchstone verify computes it "
         f"again from ledger lines {lines}",
         f"{n} 个配对区组"
-        + (f"，精确符号翻转检验 p = {p}" if p else "")
+        + (f"，精确符号翻转检验 p: {p}" if p else "")
         + f"；touchstone verify 由账本第 {lines} 行独立重算",
     )
 
@@ -323,6 +325,7 @@ def _absent_comparison(comparison: ComparisonDefinition, result: Result) -> ArmV
         worked=None,
         example=None,
         verification=nothing,
+        compared=True,
     )
 
 
@@ -394,7 +397,13 @@ def notation_of_effect(effect: Effect) -> Notation:
 
 
 def _p_value(p: float | None) -> Printable:
-    return NOTHING if p is None else Amount(fixed(p, -P_VALUE_DECIMALS))
+    return NOTHING if p is None else Amount(p_value(p))
+
+
+def p_value(p: float) -> str:
+    """Write a p-value to three decimals; a smaller one as below the last of them."""
+    smallest = 10.0**-P_VALUE_DECIMALS
+    return fixed(p, -P_VALUE_DECIMALS) if p >= smallest else f"< {fixed(smallest, -P_VALUE_DECIMALS)}"
 
 
 # --- formulas with values -------------------------------------------------------------------------------------------
