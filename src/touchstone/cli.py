@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,12 +19,11 @@ from touchstone.environment import EnvironmentRefusedError
 from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.models import ModelError
+from touchstone.orchestrate import ResumeError
 from touchstone.planning import CODE_TEST, PlanError, layout_of
 from touchstone.run_command import ReportError, RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from touchstone.records import Environment, RunPlan
 
 OK, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -63,7 +60,7 @@ app = typer.Typer(
 _console = Console()
 _errors = Console(stderr=True)
 
-_USER_ERRORS = (EngineError, ExperimentError, LedgerError, ModelError, PlanError, ReportError)
+_USER_ERRORS = (EngineError, ExperimentError, LedgerError, ModelError, PlanError, ReportError, ResumeError)
 
 
 class ProfileChoice(StrEnum):
@@ -102,29 +99,15 @@ class DType(StrEnum):
 
 def main() -> None:
     """Run the command line; what the user can put right is told in a sentence, without a traceback."""
-    with _errors_as_sentences():
-        status = app(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else OK)
-
-
-@contextmanager
-def _errors_as_sentences() -> Iterator[None]:
     try:
-        yield
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(BAD_INPUT)
+        app()
     except EnvironmentRefusedError as error:
         _fail(str(error), REFUSED)
     except _USER_ERRORS as error:
         _fail(str(error), BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; the ledger is whole: the same command with --resume goes on", INTERRUPTED)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     _errors.print(f"[red]touchstone:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(status)
 
@@ -195,7 +178,7 @@ def run(
         bool, typer.Option("--dry-run", help="Show plan, order and estimated time; run nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the same run after Ctrl-C or a crash.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts, order and coins.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts, order and coins.")] = 0,
     device: Annotated[Device, typer.Option(help="auto: the GPU if there is one.")] = Device.AUTO,
     dtype: Annotated[DType, typer.Option(help="auto: float16 on a GPU, float32 on a CPU.")] = DType.AUTO,
 ) -> None:
@@ -216,8 +199,11 @@ def run(
         with tempfile.TemporaryDirectory() as workshop:
             _show_plan(plan_run(options, experiments, RESULTS, workshop=Path(workshop)).plan, experiments)
         return
-    planned = plan_run(options, experiments, RESULTS)
-    failed = run_plan(planned, options, _console)
+    try:
+        planned = plan_run(options, experiments, RESULTS)
+        failed = run_plan(planned, options, _console)
+    except KeyboardInterrupt:
+        _fail("interrupted; the ledger is whole: the same command with --resume goes on", INTERRUPTED)
     _finish(planned.directory, failed)
 
 

@@ -148,7 +148,7 @@ def make_plan(
     capabilities: Capabilities,
 ) -> RunPlan:
     """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind."""
-    _check_selection(request, experiments)
+    _check_request(request, experiments)
     facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities)
     planned: list[tuple[PlannedTest, Design]] = []
     not_measured: list[NotMeasured] = []
@@ -186,7 +186,9 @@ def make_plan(
 _NOT_SELECTED = Bilingual("left out of this run by --only", "本次运行用 --only 排除了该测试")
 
 
-def _check_selection(request: RunRequest, experiments: Sequence[Experiment]) -> None:
+def _check_request(request: RunRequest, experiments: Sequence[Experiment]) -> None:
+    if request.seed < 0:
+        raise PlanError(f"--seed is {request.seed}; use 0 or a positive number")
     known = [*(experiment.plan_id for experiment in experiments), CODE_TEST]
     if unknown := sorted(set(request.only) - set(known)):
         raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}")

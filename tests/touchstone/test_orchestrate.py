@@ -1,0 +1,278 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from touchstone import orchestrate
+from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
+from touchstone.orchestrate import INTERRUPTED, KILLED, ResumeError, execute, failed_units, is_finished, resume, start
+from touchstone.records import Attempt, EntryKind, RunEvent
+from touchstone.trace import load_trace
+from touchstone.worker import WorkerRequest, timed_seed
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _helpers_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture
+def fake():
+    import fake_run  # noqa: PLC0415  it lies beside this file, which the fixture above makes importable
+
+    return fake_run
+
+
+def attempts(directory):
+    return [entry.body for entry in read_ledger(directory / LEDGER_NAME) if isinstance(entry.body, Attempt)]
+
+
+def events(directory):
+    return [entry.body.event for entry in read_ledger(directory / LEDGER_NAME) if isinstance(entry.body, RunEvent)]
+
+
+def first_unit(run):
+    return replace(run, plan=run.plan.model_copy(update={"units": run.plan.units[:1]}))
+
+
+def measure(fake, directory, *experiments, choose=lambda run: run):
+    run, progress = choose(fake.make_run(directory, list(experiments))), fake.Silent()
+    with start(run) as ledger:
+        execute(run, ledger, progress)
+        failed = failed_units(run.plan, ledger)
+    return run, failed, progress
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One run of a repeated and a paired test, which several tests look at."""
+    sys.path.insert(0, str(HERE))
+    try:
+        import fake_run  # noqa: PLC0415  as above
+
+        directory = tmp_path_factory.mktemp("run")
+        tests = (fake_run.experiment("1.1"), fake_run.experiment("2.1", paired=True))
+        yield measure(fake_run, directory, *tests), directory
+    finally:
+        sys.path.remove(str(HERE))
+
+
+class TestAWholeRun:
+    def test_the_ledger_tells_environment_plan_start_every_attempt_and_end(self, done):
+        (run, failed, _), directory = done
+        kinds = [entry.kind for entry in read_ledger(directory / LEDGER_NAME)]
+        units = len(run.plan.units)
+        assert kinds == [
+            EntryKind.ENVIRONMENT,
+            EntryKind.PLAN,
+            EntryKind.EVENT,
+            *[EntryKind.ATTEMPT] * units,
+            EntryKind.EVENT,
+        ]
+        assert units == 6
+        assert failed == ()
+        assert events(directory) == ["started", "finished"]
+        assert is_finished(directory)
+
+    def test_units_run_in_the_planned_order_each_valid_at_once(self, done):
+        (run, _, progress), directory = done
+        told = attempts(directory)
+        assert [attempt.unit_id for attempt in told] == [unit.unit_id for unit in run.plan.units]
+        assert all(attempt.valid and attempt.attempt == 1 and attempt.reason is None for attempt in told)
+        assert {attempt.environment_fingerprint for attempt in told} == {run.environment.fingerprint}
+        assert {attempt.plan_sha256 for attempt in told} == {run.plan.plan_sha256}
+        assert len(progress.heard) == 2 * len(told)
+
+    def test_runs_of_a_block_follow_its_coin_and_pairs_share_their_prompts(self, done):
+        (run, _, _), directory = done
+        units = {unit.unit_id: unit for unit in run.plan.units}
+        for attempt in attempts(directory):
+            if attempt.test_id == "2.1":
+                rows = attempt.measurements
+                assert tuple(row.arm for row in rows) == units[attempt.unit_id].arm_order
+                assert [row.repetition for row in rows] == [0, 0, 1, 1]
+                assert rows[0].seed == rows[1].seed != rows[2].seed == rows[3].seed
+                hashes = [load_trace(directory, row.trace_sha256).output_sha256 for row in rows]
+                assert hashes[0] == hashes[1] != hashes[2] == hashes[3]
+
+    def test_every_process_has_prompts_of_its_own(self, done):
+        _, directory = done
+        rows = [row for attempt in attempts(directory) for row in attempt.measurements if row.test_id == "1.1"]
+        assert len({row.seed for row in rows}) == len(rows) == 3
+
+    def test_settings_in_which_the_arms_differ_carry_the_arms_names(self, done):
+        _, directory = done
+        paired = next(attempt for attempt in attempts(directory) if attempt.test_id == "2.1")
+        assert paired.engine.settings == {"red.color": "red", "blue.color": "blue"}
+
+    def test_nothing_but_the_record_is_left(self, done):
+        _, directory = done
+        names = {path.name for path in directory.iterdir()}
+        assert names == {"ledger.jsonl", "logs", "model", "traces"}
+
+    def test_a_finished_run_has_nothing_to_resume_and_gains_no_line(self, done, fake):
+        (run, _, _), directory = done
+        before = (directory / LEDGER_NAME).read_bytes()
+        with resume(run) as ledger:
+            execute(run, ledger, fake.Silent())
+        assert (directory / LEDGER_NAME).read_bytes() == before
+
+    def test_another_plan_is_refused_and_the_difference_named(self, done, fake):
+        _, directory = done
+        other = fake.make_run(directory, [fake.experiment("1.1"), fake.experiment("2.1", paired=True)], seed=1)
+        with pytest.raises(ResumeError, match=r"seed: 0 -> 1"):
+            resume(other)
+
+    def test_another_environment_is_refused_and_the_difference_named(self, done, fake):
+        _, directory = done
+        tests = [fake.experiment("1.1"), fake.experiment("2.1", paired=True)]
+        with pytest.raises(ResumeError, match=r"hardware\.cpu_model: 'a processor' -> 'another'"):
+            resume(fake.make_run(directory, tests, cpu_model="another"))
+
+    def test_a_second_run_cannot_take_the_folder(self, done):
+        (run, _, _), _ = done
+        with pytest.raises(LedgerError, match="exists already"):
+            start(run)
+
+
+class TestFaults:
+    def test_too_few_tokens_are_invalid_and_repeated_only_once(self, fake, tmp_path):
+        run, failed, _ = measure(fake, tmp_path, fake.experiment("1.1", fault="short"), choose=first_unit)
+        told = attempts(tmp_path)
+        assert [(attempt.unit_id, attempt.attempt, attempt.valid) for attempt in told] == [
+            (unit.unit_id, number, False) for unit in run.plan.units for number in (1, 2)
+        ]
+        assert "request 0 returned 3 tokens instead of 4" in told[0].reason
+        assert failed == tuple(unit.unit_id for unit in run.plan.units)
+        assert len(told[0].measurements) == 1
+
+    def test_a_fault_that_comes_once_costs_one_attempt(self, fake, tmp_path):
+        once = fake.experiment("1.1", fault="once", marker=str(tmp_path / "marker"))
+        _, failed, _ = measure(fake, tmp_path, once, choose=first_unit)
+        assert [attempt.valid for attempt in attempts(tmp_path)] == [False, True]
+        assert attempts(tmp_path)[0].reason == "RuntimeError: a fault that comes once"
+        assert failed == ()
+
+    def test_a_refusal_of_the_engine_is_the_reason_word_for_word(self, fake, tmp_path):
+        measure(fake, tmp_path, fake.experiment("1.1", fault="refuse"), choose=first_unit)
+        assert attempts(tmp_path)[0].reason == "the fake engine refuses option fault=refuse; leave it away"
+
+    def test_a_crash_is_told_with_its_status_and_the_log_is_kept(self, fake, tmp_path):
+        measure(fake, tmp_path, fake.experiment("1.1", fault="crash"), choose=first_unit)
+        first = attempts(tmp_path)[0]
+        assert first.reason == f"the process ended with status 7 and no result; see logs/{first.unit_id}-1.log"
+        assert (tmp_path / "logs" / f"{first.unit_id}-1.log").exists()
+
+    def test_a_hanging_process_is_killed_with_its_children(self, fake, tmp_path, monkeypatch):
+        monkeypatch.setattr(orchestrate, "MAX_ATTEMPTS", 1)
+        monkeypatch.setattr(orchestrate, "unit_timeout_s", lambda _: 3.0)
+        marker = tmp_path / "marker"
+        run = first_unit(fake.make_run(tmp_path, [fake.experiment("1.1", fault="hang", marker=str(marker))]))
+        with start(run) as ledger:
+            execute(run, ledger, fake.Silent())
+        assert "did not end within 3 s and was killed" in attempts(tmp_path)[0].reason
+        assert gone(marker.read_text().split())
+
+
+def gone(pids, within_s=10):
+    """Wait until none of the processes runs; a zombie that nobody has reaped yet does not run."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != "zombie" for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def wait_for(condition, within_s=60):
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+class TestInterruption:
+    """The orchestrator as a program, stopped while its second process is under way."""
+
+    def begin(self, directory, *arguments):
+        paths = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+        command = [sys.executable, str(HERE / "fake_run.py"), str(directory), *arguments]
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+
+    def stop_in_the_middle(self, directory, number):
+        process = self.begin(directory)
+        ledger = directory / LEDGER_NAME
+        wait_for(lambda: ledger.exists() and ledger.read_bytes().count(b'"kind":"attempt"') >= 1)
+        wait_for(lambda: (directory / "pending.json").exists() and psutil.Process(process.pid).children())
+        workers = [child.pid for child in psutil.Process(process.pid).children()]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        return workers, errors
+
+    def resume(self, directory):
+        process = self.begin(directory, "--resume")
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+    def test_after_a_kill_no_worker_goes_on_and_resume_finishes_the_same_plan(self, tmp_path):
+        workers, _ = self.stop_in_the_middle(tmp_path, signal.SIGKILL)
+        assert gone(workers)
+        assert events(tmp_path) == ["started"]
+        self.resume(tmp_path)
+        assert events(tmp_path) == ["started", "resumed", "finished"]
+        told = attempts(tmp_path)
+        assert [attempt.reason for attempt in told if not attempt.valid] == [KILLED]
+        assert len({attempt.unit_id for attempt in told if attempt.valid}) == 3
+        assert len(told) == 4
+
+    def test_sigterm_is_written_down_like_ctrl_c(self, tmp_path):
+        workers, _ = self.stop_in_the_middle(tmp_path, signal.SIGTERM)
+        assert gone(workers)
+        assert events(tmp_path) == ["started", "interrupted"]
+
+    def test_ctrl_c_is_written_down_and_resume_finishes_the_same_plan(self, tmp_path):
+        workers, errors = self.stop_in_the_middle(tmp_path, signal.SIGINT)
+        assert "KeyboardInterrupt" in errors
+        assert gone(workers)
+        assert events(tmp_path) == ["started", "interrupted"]
+        assert not is_finished(tmp_path)
+        self.resume(tmp_path)
+        assert events(tmp_path) == ["started", "interrupted", "resumed", "finished"]
+        assert [attempt.reason for attempt in attempts(tmp_path) if not attempt.valid] == [INTERRUPTED]
+        assert len({attempt.unit_id for attempt in attempts(tmp_path) if attempt.valid}) == 3
+
+
+def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
+    run = fake.make_run(tmp_path, [fake.experiment("1.1")])
+    request = WorkerRequest(
+        unit=run.plan.units[0],
+        engine="fake_engine",
+        model_folder="nowhere",
+        synthetic_seed=None,
+        device="cpu",
+        dtype="float32",
+        options={},
+        arms=run.plan.tests[0].arms,
+        workload=run.plan.tests[0].workload,
+        measure_memory=False,
+        run_dir=str(tmp_path),
+        result_file=str(tmp_path / "result.json"),
+        parent_pid=1,
+    )
+    command = [sys.executable, "-m", "touchstone.worker"]
+    ended = subprocess.run(command, input=request.model_dump_json(), text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_timed_seeds_differ_between_pairs(fake, tmp_path):
+    unit = fake.make_run(tmp_path, [fake.experiment("1.1")]).plan.units[0]
+    assert len({timed_seed(unit, pair) for pair in range(10)}) == 10

@@ -1,0 +1,179 @@
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from touchstone.canonical import canonical_json, sha256_hex
+from touchstone.engines.base import Capabilities
+from touchstone.environment import capture
+from touchstone.experiment import Profile, load_experiments
+from touchstone.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, choose_model
+from touchstone.planning import PlanError, RunRequest, kv_bytes_per_token, make_plan, num_parameters
+from touchstone.records import Gpu
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_run import environment
+
+EXPERIMENTS = load_experiments()
+OPTIONS = frozenset(
+    {"prefix_cache", "scheduling", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_bytes"}
+)
+ALL = Capabilities(OPTIONS, reports_steps=True, reports_cached_tokens=True, reports_memory_parts=True)
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return choose_model(None, "cpu", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def plan(tiny):
+    def make(*, profile=Profile.SMOKE, seed=0, device="cpu", only=(), capabilities=ALL, **hardware):
+        dtype = "float16" if device == "cuda" else "float32"
+        request = RunRequest(profile, "nanoinfer", device, dtype, seed, only)
+        return make_plan(request, EXPERIMENTS, environment(**hardware), tiny, capabilities)
+
+    return make
+
+
+def gpus(count, memory_bytes=141 * GIB):
+    return tuple(
+        Gpu(index=index, name="G", memory_bytes=memory_bytes, compute_capability="9.0", power_limit_w=None)
+        for index in range(count)
+    )
+
+
+def reasons(plan):
+    return {missing.test_id: missing.reason for missing in plan.not_measured}
+
+
+def test_without_a_gpu_six_tests_are_measured_and_four_say_why_not(plan):
+    made = plan()
+    assert [test.test_id for test in made.tests] == ["1.1", "1.2", "1.3", "2.1", "2.2", "4.1"]
+    assert reasons(made) == dict.fromkeys(["2.3", "3.1", "3.2", "3.3"], "no NVIDIA GPU on this machine")
+    assert all("GPU" in missing.reason_zh for missing in made.not_measured)
+
+
+def test_with_one_gpu_the_baseline_is_measured_and_scaling_says_how_many_there_are(plan):
+    made = plan(device="cuda", gpus=gpus(1))
+    assert "3.1" in {test.test_id for test in made.tests}
+    assert reasons(made) == {
+        "2.3": "not implemented by this engine yet: option cuda_graphs",
+        "3.2": "several GPUs are needed, this machine has 1",
+        "3.3": "several GPUs are needed, this machine has 1",
+    }
+
+
+def test_with_eight_gpus_the_missing_engine_options_are_the_reason(plan):
+    told = reasons(plan(device="cuda", gpus=gpus(8)))
+    assert told["3.2"] == "not implemented by this engine yet: option tensor_parallel_size"
+    assert told["3.3"].startswith("not implemented yet: a workload that grows")
+
+
+def test_a_processor_run_beside_a_gpu_says_that_it_was_asked_for(plan):
+    assert reasons(plan(gpus=gpus(1)))["3.1"] == "the run was asked for on the processor, not on the GPU"
+
+
+def test_an_engine_that_does_not_report_facts_leaves_out_what_needs_them(plan):
+    silent = Capabilities(OPTIONS, reports_steps=False, reports_cached_tokens=False, reports_memory_parts=False)
+    told = reasons(plan(capabilities=silent))
+    assert told["2.1"] == "this engine does not report cached prompt tokens"
+    assert told["2.2"] == "this engine does not report its steps"
+
+
+def test_only_selects_and_names_what_it_left_out(plan):
+    made = plan(only=("1.1", "4.1"))
+    assert [test.test_id for test in made.tests] == ["1.1", "4.1"]
+    assert reasons(made)["1.2"] == "left out of this run by --only"
+
+
+def test_an_unknown_test_is_refused_with_the_known_ones(plan):
+    with pytest.raises(PlanError, match=r"--only names 9\.9; the tests are 1\.1, .*4\.1"):
+        plan(only=("1.1", "9.9"))
+
+
+class TestOrder:
+    def test_the_seed_alone_decides_it(self, plan):
+        assert plan(seed=3) == plan(seed=3)
+        first, second = plan(seed=3), plan(seed=4)
+        assert [unit.unit_id for unit in first.units] != [unit.unit_id for unit in second.units]
+        assert {unit.unit_id for unit in first.units} == {unit.unit_id for unit in second.units}
+
+    def test_rounds_interleave_the_tests(self, plan):
+        rounds = [unit.process for unit in plan().units]
+        assert rounds == sorted(rounds)
+        assert {unit.test_id for unit in plan().units[:6]} == {"1.1", "1.2", "1.3", "2.1", "2.2", "4.1"}
+
+    def test_every_process_has_an_id_and_a_seed_of_its_own(self, plan):
+        units = plan().units
+        assert len({unit.unit_id for unit in units}) == len({unit.seed for unit in units}) == len(units) == 28
+
+    def test_blocks_are_abba_or_baab_and_both_come(self, plan):
+        orders = Counter(unit.arm_order for seed in range(8) for unit in plan(seed=seed).units if unit.test_id == "2.1")
+        assert orders.keys() == {("off", "on", "on", "off"), ("on", "off", "off", "on")}
+        assert min(orders.values()) >= 12
+
+
+def test_the_hash_covers_every_other_field(plan):
+    made = plan()
+    assert made.plan_sha256 == sha256_hex(canonical_json(made.model_dump(mode="json", exclude={"plan_sha256"})))
+    assert made.plan_sha256 != plan(seed=1).plan_sha256
+
+
+@pytest.mark.parametrize(("profile", "n", "k"), [(Profile.SMOKE, 6, 3), (Profile.QUICK, 3, 1), (Profile.PAPER, 6, 3)])
+def test_a_profile_says_how_often_a_key_number_is_measured(plan, profile, n, k):
+    throughput = next(test for test in plan(profile=profile).tests if test.test_id == "1.1")
+    assert (throughput.num_processes, throughput.num_repetitions) == (n, k)
+
+
+def test_a_smoke_run_is_planned_to_end_within_five_minutes(plan):
+    assert sum(test.estimated_s for test in plan().tests) < 300
+
+
+class TestKvPool:
+    def size(self, plan, **options):
+        return next(test for test in plan(**options).tests if test.test_id == "1.1").engine_options["kv_cache_bytes"]
+
+    def test_all_requests_fit_and_every_arm_has_the_same(self, plan):
+        tokens = 16 * (64 + 32)
+        assert self.size(plan) >= tokens * kv_bytes_per_token(TINY_CONFIG, "float32")
+        prefix = next(test for test in plan().tests if test.test_id == "2.1")
+        assert "kv_cache_bytes" in prefix.engine_options
+        assert all("kv_cache_bytes" not in arm.options for arm in prefix.arms)
+
+    def test_it_never_exceeds_the_memory(self, plan):
+        small = self.size(plan, profile=Profile.PAPER, device="cuda", gpus=gpus(1, memory_bytes=GIB // 4))
+        assert small < GIB // 4 < self.size(plan, profile=Profile.PAPER, device="cuda", gpus=gpus(1)) * 2
+
+    def test_a_model_that_does_not_fit_is_refused(self, plan):
+        with pytest.raises(PlanError, match=r"do not fit 0\.0 GB of memory"):
+            plan(memory_bytes=1 << 20)
+
+    def test_an_engine_without_the_option_is_not_given_it(self, plan):
+        capabilities = Capabilities(
+            OPTIONS - {"kv_cache_bytes"}, reports_steps=True, reports_cached_tokens=True, reports_memory_parts=True
+        )
+        tests = plan(capabilities=capabilities).tests
+        assert all("kv_cache_bytes" not in test.engine_options for test in tests)
+
+
+def test_sizes_of_the_plans_model_are_the_published_ones():
+    """112 KiB of KV a token in 16-bit, and 0.6 billion parameters, 0.44 billion of them not in the embedding."""
+    assert kv_bytes_per_token(QWEN3_0_6B_CONFIG, "float16") == 112 * 1024
+    assert num_parameters(QWEN3_0_6B_CONFIG) == pytest.approx(0.596e9, rel=0.001)
+    assert num_parameters(QWEN3_0_6B_CONFIG) - 151936 * 1024 == pytest.approx(0.44e9, rel=0.002)
+
+
+def test_the_tiny_model_runs_on_one_thread_and_a_real_one_on_all(plan, tmp_path):
+    assert plan().threads == 1
+    (tmp_path / "config.json").write_bytes(canonical_json(TINY_CONFIG))
+    own = choose_model(str(tmp_path), "cpu", tmp_path)
+    request = RunRequest(Profile.SMOKE, "nanoinfer", "cpu", "float32", 0)
+    assert make_plan(request, EXPERIMENTS, environment(), own, ALL).threads == 2
+
+
+def test_a_real_environment_can_be_planned_for(tiny):
+    request = RunRequest(Profile.SMOKE, "nanoinfer", "cpu", "float32", 0)
+    assert make_plan(request, EXPERIMENTS, capture(), tiny, ALL).tests
