@@ -60,9 +60,16 @@ def _same_hardware(run: Run) -> Tick:
         "same_hardware",
         ticked,
         Bilingual(
-            f"{records} records, {len(seen)} environment fingerprint(s)", f"{records} 条记录，{len(seen)} 种环境指纹"
+            f"{_machine(run)}; {records} records, {len(seen)} environment fingerprint(s)",
+            f"{_machine(run)}；{records} 条记录，{len(seen)} 种环境指纹",
         ),
     )
+
+
+def _machine(run: Run) -> str:
+    """Name the devices of the machine, or its processor where it has none."""
+    hardware = run.environment.hardware
+    return ", ".join(gpu.name for gpu in hardware.gpus) or hardware.cpu_model
 
 
 def _method_recorded(numbers: Mapping[str, Sequence[NumberView]]) -> Tick:

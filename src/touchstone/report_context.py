@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from touchstone.experiment import Bilingual
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from touchstone.report_numbers import EffectView
     from touchstone.report_run import Run
 
+# Commands that the report tells the reader to use where this version of the instrument has them.
+OPTIONAL_COMMANDS = ("verify", "reproduce")
 SHARED_PARAMETERS = frozenset({"engine", "engine_settings", "model", "device", "dtype", "profile", "seed", "workload"})
 
 
@@ -148,6 +151,7 @@ def _limits() -> dict[str, object]:
         "tolerance": Amount(percent(TOLERANCE, 0)),
         "drift_limit": Amount(percent(DRIFT_LIMIT)),
         "min_for_interval": MIN_FOR_INTERVAL,
+        "commands": frozenset(name for name in OPTIONAL_COMMANDS if find_spec(f"touchstone.{name}") is not None),
     }
 
 

@@ -208,8 +208,8 @@ def _verification(statistics: MetricStatistics, lines: str) -> Bilingual:
     """Say by what the value was tested, and from which ledger lines it can be computed again."""
     n, k = statistics.n, statistics.k
     again = Bilingual(
-        f"touchstone verify computes it again from ledger lines {lines}",
-        f"touchstone verify 由账本第 {lines} 行独立重算",
+        f"ledger lines {lines} suffice to compute it again",
+        f"可由账本第 {lines} 行独立重算",
     )
     if statistics.verdict is Verdict.EXACT:
         return Bilingual(
@@ -292,11 +292,9 @@ def _effect_verification(effect: Effect, lines: str) -> Bilingual:
     n = len(effect.blocks)
     p = "" if effect.p_sign_flip is None else p_value(effect.p_sign_flip)
     return Bilingual(
-        f"{n} paired blocks" + (f", exact sign flip test p: {p}" if p else "") + "; touchstone verify computes it "
-        f"again from ledger lines {lines}",
-        f"{n} 个配对区组"
-        + (f"，精确符号翻转检验 p: {p}" if p else "")
-        + f"；touchstone verify 由账本第 {lines} 行独立重算",
+        f"{n} paired blocks" + (f", exact sign flip test p: {p}" if p else "") + f"; ledger lines {lines} suffice "
+        "to compute it again",
+        f"{n} 个配对区组" + (f"，精确符号翻转检验 p: {p}" if p else "") + f"；可由账本第 {lines} 行独立重算",
     )
 
 

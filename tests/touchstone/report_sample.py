@@ -65,9 +65,10 @@ def write_sample_run(run_dir: Path) -> dict[str, Experiment]:
         ledger.append(EntryKind.EVENT, RunEvent(event="started", at=WHEN, detail=None))
         for unit in plan.units:
             failures = OUTCOMES[unit.test_id][2]
-            if unit.process < failures:
+            failed = unit.process < failures
+            if failed:
                 ledger.append(EntryKind.ATTEMPT, _attempt(run_dir, environment, plan, unit, attempt=1, valid=False))
-            ledger.append(EntryKind.ATTEMPT, _attempt(run_dir, environment, plan, unit, attempt=2, valid=True))
+            ledger.append(EntryKind.ATTEMPT, _attempt(run_dir, environment, plan, unit, attempt=1 + failed, valid=True))
         ledger.append(EntryKind.QUALITY, sample_quality(environment, plan))
         ledger.append(EntryKind.EVENT, RunEvent(event="finished", at=WHEN, detail=None))
     return experiments
