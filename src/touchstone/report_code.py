@@ -43,17 +43,17 @@ CODE_DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
         "class_count": Definition(Bilingual("classes", "类总数"), r"\sum_{f \in F} \mathrm{classes}(f)", _TREE),
         "avg_complexity": Definition(
             Bilingual("mean cyclomatic complexity by radon", "平均圈复杂度（radon）"),
-            r"\frac{1}{|U_R|} \sum_{u \in U_R} C_R(u)",
+            r"\frac{\sum_{u \in U_R} C_R(u)}{|U_R|}",
             Bilingual("mean over the functions that radon reports", "对 radon 报告的函数取平均"),
         ),
         "avg_complexity_lizard": Definition(
             Bilingual("mean cyclomatic complexity by lizard", "平均圈复杂度（lizard）"),
-            r"\frac{1}{|U_L|} \sum_{u \in U_L} C_L(u)",
+            r"\frac{\sum_{u \in U_L} C_L(u)}{|U_L|}",
             Bilingual("mean over the functions that lizard reports", "对 lizard 报告的函数取平均"),
         ),
         "avg_lines_per_function": Definition(
             Bilingual("mean lines of a function", "函数平均行数"),
-            r"\frac{1}{|U|} \sum_{u \in U} \mathrm{lines}(u)",
+            r"\frac{\sum_{u \in U} \mathrm{lines}(u)}{|U|}",
             Bilingual("from the line of def to the last statement", "从 def 所在行到最后一条语句"),
         ),
         "naive_total_lines": Definition(
@@ -159,6 +159,17 @@ def code_view(code: CodeMetrics) -> CodeView:
         worst=tuple(_function_row(function) for function in _worst(code.functions)),
         naive=_naive_rows(code.files),
     )
+
+
+def formula_terms(code: CodeMetrics) -> dict[str, dict[str, float]]:
+    """Name what was counted by the LaTeX of the definitions: the numbers to put into the formulas of test 4.1."""
+    values = complexities(code.functions)
+    radon, lizard, lines = values["radon"], values["lizard"], [function.num_lines for function in code.functions]
+    terms: dict[str, dict[str, float]] = {metric: {} for metric in CODE_DEFINITIONS}
+    terms["avg_complexity"] = {"|U_R|": len(radon), r"\sum_{u \in U_R} C_R(u)": sum(radon)}
+    terms["avg_complexity_lizard"] = {"|U_L|": len(lizard), r"\sum_{u \in U_L} C_L(u)": sum(lizard)}
+    terms["avg_lines_per_function"] = {"|U|": len(lines), r"\sum_{u \in U} \mathrm{lines}(u)": sum(lines)}
+    return terms
 
 
 def complexities(functions: Iterable[FunctionMetrics]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from touchstone.experiment import Bilingual
 from touchstone.formatting import percent
 from touchstone.report_checklist import checklist
-from touchstone.report_code import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view
+from touchstone.report_code import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
 from touchstone.report_environment import (
     WorkloadRow,
     hardware_rows,
@@ -184,8 +184,9 @@ def _supporting_definitions(tests: Sequence[TestView]) -> tuple[NumberView, ...]
 
 def _test_view(run: Run, result: Result, figures: tuple[FigureView, ...]) -> TestView:
     experiment = run.experiment(result.test_id)
-    numbers = number_views(result, _plan_fields(run, result), CODE_DEFINITIONS)
     code = run.quality.code if run.quality is not None and run.quality.test_id == result.test_id else None
+    counts = {} if code is None else formula_terms(code)
+    numbers = number_views(result, _plan_fields(run, result), CODE_DEFINITIONS, counts)
     return TestView(
         test_id=result.test_id,
         title=Bilingual(result.test_name, result.zh.test_name),

@@ -76,6 +76,11 @@ class ArmView:
     compared: bool = False
 
     @property
+    def is_single(self) -> bool:
+        """Whether one value was taken once, so that nothing can be said of its spread."""
+        return self.num_processes == 1 and self.num_repetitions == 1
+
+    @property
     def quotes_range(self) -> bool:
         """Whether the range has to be printed beside the value."""
         without_interval = self.interval == NOTHING and self.verdict in set(Verdict) - {Verdict.EXACT}
@@ -129,12 +134,15 @@ def definition_of(metric: str, extra: Mapping[str, Definition]) -> Definition:
 
 
 def number_views(
-    result: Result, fields: Mapping[str, tuple[str, ...]], definitions: Mapping[str, Definition]
+    result: Result,
+    fields: Mapping[str, tuple[str, ...]],
+    definitions: Mapping[str, Definition],
+    counts: Mapping[str, Mapping[str, float]],
 ) -> tuple[NumberView, ...]:
     """Show a result's comparisons and then its metrics, in the order in which they stand.
 
     `fields` names, for each metric or comparison, the fields of the plan that it fills; `definitions` adds to the
-    dictionaries.
+    dictionaries, and `counts` gives the terms of formulas that no timed run fills.
     """
     grouped: dict[str, list[MetricStatistics]] = {}
     for statistics in result.statistics:
@@ -144,20 +152,27 @@ def number_views(
     return (
         *(_comparison_view(COMPARISONS[name], fields[name], result, lines) for name in compared),
         *(
-            _number_view(metric, group, fields.get(metric, ()), definition_of(metric, definitions), lines)
+            _number_view(metric, group, fields.get(metric, ()), definition_of(metric, definitions), lines, counts)
             for metric, group in grouped.items()
         ),
     )
 
 
 def _number_view(
-    metric: str, group: Sequence[MetricStatistics], fields: tuple[str, ...], definition: Definition, lines: str
+    metric: str,
+    group: Sequence[MetricStatistics],
+    fields: tuple[str, ...],
+    definition: Definition,
+    lines: str,
+    counts: Mapping[str, Mapping[str, float]],
 ) -> NumberView:
-    arms = tuple(_arm_view(statistics, definition.formula, lines) for statistics in group)
+    arms = tuple(
+        _arm_view(statistics, worked_formula(statistics, definition.formula, counts), lines) for statistics in group
+    )
     return NumberView(metric, fields, any(statistics.key for statistics in group), definition, arms)
 
 
-def _arm_view(statistics: MetricStatistics, formula: str, lines: str) -> ArmView:
+def _arm_view(statistics: MetricStatistics, worked: str | None, lines: str) -> ArmView:
     noisy = statistics.verdict is not Verdict.EXACT
     notation = notation_for(statistics, exact_value=not noisy)
     shown = statistics.withheld is None and statistics.median is not None
@@ -178,7 +193,7 @@ def _arm_view(statistics: MetricStatistics, formula: str, lines: str) -> ArmView
         drift=_share(statistics.drift),
         rows=_process_rows(notation, statistics),
         unit=Amount("", notation.scale.symbol),
-        worked=worked_formula(statistics, formula),
+        worked=worked,
         example=None if statistics.example is None else _example(statistics.example),
         verification=_verification(statistics, lines),
     )
@@ -211,6 +226,8 @@ def _verification(statistics: MetricStatistics, lines: str) -> Bilingual:
         f"ledger lines {lines} suffice to compute it again",
         f"可由账本第 {lines} 行独立重算",
     )
+    if statistics.verdict is Verdict.EXACT and n == 1:
+        return Bilingual(f"a count, not a timing; {again.en}", f"计数而非计时；{again.zh}")
     if statistics.verdict is Verdict.EXACT:
         return Bilingual(
             f"the count is the same in all {n} processes of {k} timed repetitions; {again.en}",
@@ -407,10 +424,14 @@ def p_value(p: float) -> str:
 # --- formulas with values -------------------------------------------------------------------------------------------
 
 
-def worked_formula(statistics: MetricStatistics, formula: str) -> str | None:
-    """Return the metric's formula with the values of one run put in and its outcome; None where no run gives them."""
-    example = statistics.example
-    return None if example is None else _equation(formula, example.terms, example.value, statistics.unit)
+def worked_formula(statistics: MetricStatistics, formula: str, counts: Mapping[str, Mapping[str, float]]) -> str | None:
+    """Return the metric's formula with the values of one run, or what was counted, put in; None without either."""
+    if (example := statistics.example) is not None:
+        return _equation(formula, example.terms, example.value, statistics.unit)
+    terms = counts.get(statistics.metric)
+    if terms is None or statistics.median is None:
+        return None
+    return _equation(formula, terms, statistics.median, statistics.unit)
 
 
 def _equation(formula: str, terms: Mapping[str, float], value: float, unit: str) -> str:

@@ -259,3 +259,9 @@ def test_nested_parameters_become_dotted_names():
 def test_the_context_tells_all_its_texts(rendered):
     views = views_of_tests(rendered.run, {})
     assert "needs 2 GPUs" in set(texts_of(views))
+
+
+def test_the_mean_complexity_is_worked_out_from_its_counts(rendered):
+    functions = rendered.run.quality.code.functions
+    total = sum(function.complexity_radon for function in functions)
+    assert f"\\frac{{{total}}}{{{len(functions)}}} = " in rendered.chapter("4.1")
