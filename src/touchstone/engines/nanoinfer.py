@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from nanoinfer import LLM, ConfigError, EngineConfig, RequestError, SamplingParams
 from touchstone.clock import timed_region
 from touchstone.engines.base import Capabilities, EngineError
+from touchstone.live_bytes import LiveBytes
 from touchstone.records import EngineFacts, MemoryParts, RequestTrace, StepTrace, Trace
 from touchstone.trace import outputs_sha256, tokens_sha256
 
@@ -45,6 +47,7 @@ class NanoinferEngine:
         self.capabilities = capabilities()
         self._device = spec.device
         self._bytes_before = _bytes_in_use(spec.device)
+        self._library_bytes_before = _library_bytes(spec.device)
         options: dict[str, Any] = dict(spec.options)
         if spec.synthetic_seed is not None:
             options |= {"weights": "synthetic", "seed": spec.synthetic_seed}
@@ -53,6 +56,7 @@ class NanoinferEngine:
         except (ConfigError, OSError) as error:
             raise EngineError(str(error)) from error
         _forget_peak_bytes(spec.device)
+        self._last_run: tuple[Sequence[GenerationRequest], int | None] = (), None
 
     @property
     def vocabulary_size(self) -> int:
@@ -82,13 +86,10 @@ class NanoinferEngine:
         """Run the requests to their end and tell what happened."""
         self._llm.reset_peaks()
         self._llm.take_step_facts()
-        settings = [_sampling(request) for request in requests]
+        self._last_run = requests, concurrency
         try:
             with timed_region(self._device) as region:
-                if concurrency is None:
-                    outputs = self._at_their_arrival(requests, settings)
-                else:
-                    outputs = self._closed_loop(requests, settings, concurrency)
+                outputs = self._run(requests, concurrency)
         except RequestError as error:
             raise EngineError(str(error)) from error
         steps = self._llm.take_step_facts()
@@ -113,16 +114,20 @@ class NanoinferEngine:
         """Hold the parts that the engine knows against the device's own total, or the process's resident memory."""
         facts = self._llm.memory()
         total = _peak_bytes(self._device)
-        known = facts.weights_bytes + facts.kv_pool_bytes + self._bytes_before + (facts.activations_peak_bytes or 0)
+        activations = facts.activations_peak_bytes
+        if activations is None:
+            activations = self._count_activations()
+        context = self._bytes_before + _library_bytes(self._device) - self._library_bytes_before
+        known = facts.weights_bytes + facts.kv_pool_bytes + context + activations
         return MemoryParts(
             device=self._device,
             weights_bytes=facts.weights_bytes,
             kv_pool_bytes=facts.kv_pool_bytes,
             kv_block_bytes=facts.kv_block_bytes,
             kv_used_peak_bytes=facts.kv_used_peak_bytes,
-            activations_peak_bytes=facts.activations_peak_bytes,
+            activations_peak_bytes=activations,
             cuda_graphs_bytes=None,
-            context_and_other_bytes=self._bytes_before,
+            context_and_other_bytes=context,
             device_total_peak_bytes=total,
             residual_bytes=total - known,
             method=_GPU_METHOD if _is_gpu(self._device) else _CPU_METHOD,
@@ -131,6 +136,19 @@ class NanoinferEngine:
     def close(self) -> None:
         """Release weights and KV cache."""
         self._llm.close()
+
+    def _count_activations(self) -> int:
+        """Run the last requests once more, untimed, and count the temporaries alive at the peak."""
+        with LiveBytes() as meter:
+            self._run(*self._last_run)
+        peak: int = meter.peak_bytes  # an untyped base class makes it Any
+        return peak
+
+    def _run(self, requests: Sequence[GenerationRequest], concurrency: int | None) -> list[RequestOutput]:
+        settings = [_sampling(request) for request in requests]
+        if concurrency is None:
+            return self._at_their_arrival(requests, settings)
+        return self._closed_loop(requests, settings, concurrency)
 
     def _at_their_arrival(
         self, requests: Sequence[GenerationRequest], settings: Sequence[SamplingParams]
@@ -215,9 +233,10 @@ _GPU_METHOD = (
     "which the caching allocator does not give back; residual: total less the parts"
 )
 _CPU_METHOD = (
-    "weights: unique storages; KV: the pool and the most blocks in use; context: resident memory of the process before "
-    "the engine existed; total: the kernel's peak of resident memory since the engine was ready; residual: total less "
-    "the parts, negative where the pool was not touched to its end"
+    "weights: unique storages; activations: most bytes of temporary tensors alive at one time, counted in one more run "
+    "of the same requests; KV: the pool and the most blocks in use; context: resident memory of the process before the "
+    "engine existed, and the library code that it has paged in since; total: the kernel's peak of resident memory since "
+    "the engine was ready; residual: total less the parts, negative where the pool was not touched to its end"
 )
 
 
@@ -234,14 +253,23 @@ def _bytes_in_use(device: str) -> int:
     return _status_bytes("VmRSS")
 
 
+def _library_bytes(device: str) -> int:
+    """Resident pages that mirror files: the code of libraries, which comes in as it is first used."""
+    return 0 if _is_gpu(device) else _status_bytes("RssFile")
+
+
 def _peak_bytes(device: str) -> int:
     return _bytes_in_use(device) if _is_gpu(device) else _status_bytes("VmHWM")
 
 
 def _forget_peak_bytes(device: str) -> None:
-    """Let the kernel count the peak of resident memory from now on, without what loading the weights took."""
+    """Let the kernel count the peak of resident memory from now on, without what loading the weights took.
+
+    Where the kernel forbids that, the peak counts from the start of the process.
+    """
     if not _is_gpu(device):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _status_bytes(name: str) -> int:
