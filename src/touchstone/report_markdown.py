@@ -115,7 +115,7 @@ def escape_markdown(text: str) -> str:
 
 def prose(text: str) -> str:
     """Escape a sentence; words with an underscore are identifiers and become code."""
-    pieces = _IDENTIFIER.split(text)
+    pieces = _IDENTIFIER.split(text.strip())
     return "".join(code_span(piece) if index % 2 else escape_markdown(piece) for index, piece in enumerate(pieces))
 
 
