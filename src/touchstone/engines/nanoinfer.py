@@ -235,8 +235,8 @@ _GPU_METHOD = (
 _CPU_METHOD = (
     "weights: unique storages; activations: most bytes of temporary tensors alive at one time, counted in one more run "
     "of the same requests; KV: the pool and the most blocks in use; context: resident memory of the process before the "
-    "engine existed, and the library code that it has paged in since; total: the kernel's peak of resident memory since "
-    "the engine was ready; residual: total less the parts, negative where the pool was not touched to its end"
+    "engine existed, and the library code paged in since then; total: the kernel's peak of resident memory since the "
+    "engine was ready; residual: total less the parts, negative where the pool was not touched to its end"
 )
 
 
