@@ -21,9 +21,6 @@ from nanoinfer.kernels.paged_decode import MIN_DOT_ROWS, key_offsets, load_block
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_TILE_ROWS = 128
-WARPGROUP_ROWS = 64  # a Hopper warpgroup (4 warps) multiplies 64 rows at a time
-
 
 @dataclass(frozen=True, slots=True)
 class PrefillTuning:
@@ -36,13 +33,16 @@ class PrefillTuning:
 
 
 def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> PrefillTuning:
-    """Return the fastest shape found on an H200; a tile has at least one row for each head of the group."""
-    least = triton.next_power_of_2(group)
-    rows = max(least, MIN_DOT_ROWS, min(triton.next_power_of_2(group * max_query_len), MAX_TILE_ROWS))
+    """Return the fastest shape found on an H200; few shapes, because each one is compiled when it is first met.
+
+    A tile has a row for each head of the group. Exact float32 products use no tensor cores and need registers instead.
+    """
+    least = max(MIN_DOT_ROWS, triton.next_power_of_2(group))
     if dtype == torch.float32:
-        return PrefillTuning(tile_rows=max(least, min(rows, 32)), tile_keys=16, num_warps=4, num_stages=1)
-    num_warps = max(4, rows // WARPGROUP_ROWS * 4)
-    return PrefillTuning(tile_rows=rows, tile_keys=64, num_warps=num_warps, num_stages=3)
+        return PrefillTuning(tile_rows=least, tile_keys=16, num_warps=4, num_stages=1)
+    if group * max_query_len <= least:
+        return PrefillTuning(tile_rows=least, tile_keys=64, num_warps=4, num_stages=3)
+    return PrefillTuning(tile_rows=max(least, 128), tile_keys=64, num_warps=8, num_stages=3)
 
 
 def paged_prefill(

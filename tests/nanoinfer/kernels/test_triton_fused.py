@@ -52,7 +52,7 @@ def test_silu_and_mul_equals_reference(dtype, width, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (14, 2, 16), (6, 3, 32), (2, 2, 128)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 16), (6, 3, 32), (4, 2, 128)])
 def test_heads_are_normalized_rotated_and_stored(dtype, normalize, heads, kv_heads, head_dim, device):
     num_tokens, block_size = 5, 4
     qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
@@ -90,7 +90,7 @@ def test_greedy_rows_take_the_first_of_the_highest_logits(dtype, vocab_size, dev
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 def test_sampled_tokens_equal_the_reference_noise_for_noise(index_dtype, device):
-    num_rows, vocab_size = 8, 5000
+    num_rows, vocab_size = 6, 4200
     logits = torch.randn(num_rows, vocab_size, device=device)
     temperatures = torch.linspace(0.0, 2.0, num_rows, device=device)
     seeds = torch.randint(0, 2**63 - 1, (num_rows,), device=device)
