@@ -3,9 +3,9 @@
     python tools/simulate_statistics.py                  1,000 experiments a row, printed
     python tools/simulate_statistics.py --write          the same, written between the markers of the document
 
-The functions under simulation are those of `touchstone.statistics`, called as the results call them. Process scores are
-100 x exp(noise); "skewed" noise is exponential, shifted to median 0, so that slow outliers happen. Seeded: the same
-command prints the same tables.
+The functions under simulation are those of `touchstone.analysis.statistics`, called as the results call them. Process
+scores are 100 x exp(noise); "skewed" noise is exponential, shifted to median 0, so that slow outliers happen. Seeded:
+the same command prints the same tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from touchstone import statistics as judged
+from touchstone.analysis import statistics as judged
 from touchstone.records import Verdict
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from touchstone.engines.registry import ADAPTERS
 from touchstone.environment import EnvironmentRefusedError
 from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
-from touchstone.models import ModelError
-from touchstone.orchestrate import ResumeError
-from touchstone.planning import CODE_TEST, PlanError, layout_of
 from touchstone.run_command import ReportError, RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
+from touchstone.running.models import ModelError
+from touchstone.running.orchestrate import ResumeError
+from touchstone.running.planning import CODE_TEST, PlanError, layout_of
 
 if TYPE_CHECKING:
     from touchstone.records import Environment, RunPlan

@@ -47,8 +47,8 @@ class Arm:
 class Measure:
     """A metric that the test reports.
 
-    `metric` is an id of `touchstone.metrics.DICTIONARY`; `result` the field of the plan that it fills (None for a
-    supporting number); `key` marks the numbers that must hold within ±5 %.
+    `metric` is an id of `touchstone.analysis.metrics.DICTIONARY`; `result` the field of the plan that it fills
+    (None for a supporting number); `key` marks the numbers that must hold within ±5 %.
     """
 
     metric: str
@@ -69,8 +69,9 @@ class Experiment:
     """One test of the user's plan as data.
 
     `workload` gives the requests for each profile. `requires` names what the machine or engine must have, by the keys
-    of `touchstone.planning.REQUIREMENTS`; the orchestrator says "not measured" with the reason where it is absent. The
-    options of the arms, and `engine_options` that all arms share in a profile, are required of the engine as well.
+    of `touchstone.running.planning.REQUIREMENTS`; the orchestrator says "not measured" with the reason where it is
+    absent. The options of the arms, and `engine_options` that all arms share in a profile, are required of the engine
+    as well.
 
     In paired blocks the first arm is the baseline and the second the treatment.
     """

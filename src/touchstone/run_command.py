@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from touchstone import orchestrate
 from touchstone.engines.registry import load_adapter
 from touchstone.environment import EnvironmentRefusedError, capture, gate
 from touchstone.experiment import Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
-from touchstone.models import choose_model
-from touchstone.planning import RunRequest, make_plan
+from touchstone.running import orchestrate
+from touchstone.running.models import choose_model
+from touchstone.running.planning import RunRequest, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,15 +96,15 @@ def run_plan(run: orchestrate.Run, options: RunOptions, console: Console) -> tup
 
 def verdicts(directory: Path) -> Table:
     """Return the table of verdicts of a run."""
-    from touchstone.report import verdict_table  # noqa: PLC0415  the figures' library is slow to load
+    from touchstone.reporting.report import verdict_table  # noqa: PLC0415  the figures' library is slow to load
 
     return verdict_table(directory, _by_id())
 
 
 def report_paths(run_dir: Path, out_dir: Path) -> tuple[Path, ...]:
     """Write results and report of a run and return the paths of the reports; ReportError if a lint finds fault."""
-    from touchstone.report import write_report  # noqa: PLC0415  the figures' library is slow to load
-    from touchstone.results import derive_results, write_results  # noqa: PLC0415  likewise
+    from touchstone.analysis.results import derive_results, write_results  # noqa: PLC0415  likewise
+    from touchstone.reporting.report import write_report  # noqa: PLC0415  the figures' library is slow to load
 
     experiments = _by_id()
     _check_run_dir(run_dir)
@@ -117,7 +117,7 @@ def report_paths(run_dir: Path, out_dir: Path) -> tuple[Path, ...]:
 
 def table_of(run_dir: Path, form: Literal["json", "csv"]) -> str:
     """Return the numbers of a run as one table."""
-    from touchstone.report import export_table  # noqa: PLC0415  the figures' library is slow to load
+    from touchstone.reporting.report import export_table  # noqa: PLC0415  the figures' library is slow to load
 
     _check_run_dir(run_dir)
     return export_table(run_dir, form, _by_id())

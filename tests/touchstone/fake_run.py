@@ -4,13 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from touchstone import orchestrate
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.registry import load_adapter
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
-from touchstone.models import TINY_CONFIG, ChosenModel
-from touchstone.planning import RunRequest, make_plan
 from touchstone.records import Environment, Hardware, ModelSpec, Software, Source
+from touchstone.running import orchestrate
+from touchstone.running.models import TINY_CONFIG, ChosenModel
+from touchstone.running.planning import RunRequest, make_plan
 from touchstone.workload import fixed
 
 TEXT = Bilingual("text", "文字")

@@ -1,8 +1,8 @@
 import pytest
 
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
 from touchstone.experiment import Design, ExperimentError, Profile, load_experiments
-from touchstone.metrics import COMPARISONS, DICTIONARY
-from touchstone.planning import REQUIREMENTS
+from touchstone.running.planning import REQUIREMENTS
 
 EXPERIMENTS = {experiment.plan_id: experiment for experiment in load_experiments()}
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from touchstone import figures
-from touchstone.figures import (
+from touchstone.reporting import figures
+from touchstone.reporting.figures import (
     RESIDUAL,
     Distribution,
     FigureError,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from touchstone.live_bytes import LiveBytes
+from touchstone.engines.live_bytes import LiveBytes
 
 
 def test_peak_is_what_was_alive_together_not_what_was_made_in_all() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.touchstone.factories import MS, make_engine, make_memory, make_trace
-from touchstone import samples
-from touchstone.formulas import RunFacts
-from touchstone.metrics import COMPARISONS, DICTIONARY, SAMPLES
-from touchstone.quantities import NotAvailable, Quantity, Unit, UnitError
+from touchstone.analysis import samples
+from touchstone.analysis.formulas import RunFacts
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY, SAMPLES
+from touchstone.analysis.quantities import NotAvailable, Quantity, Unit, UnitError
 from touchstone.records import StepTrace
 
 

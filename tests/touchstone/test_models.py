@@ -6,8 +6,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from touchstone import models
-from touchstone.models import TINY_CONFIG, ModelError, choose_model, make_tiny_model
+from touchstone.running import models
+from touchstone.running.models import TINY_CONFIG, ModelError, choose_model, make_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from touchstone import orchestrate
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
-from touchstone.orchestrate import INTERRUPTED, KILLED, ResumeError, execute, failed_units, is_finished, resume, start
 from touchstone.records import Attempt, EntryKind, RunEvent
+from touchstone.running import orchestrate
+from touchstone.running.orchestrate import (
+    INTERRUPTED,
+    KILLED,
+    ResumeError,
+    execute,
+    failed_units,
+    is_finished,
+    resume,
+    start,
+)
+from touchstone.running.worker import WorkerRequest, timed_seed
 from touchstone.trace import load_trace
-from touchstone.worker import WorkerRequest, timed_seed
 
 HERE = Path(__file__).parent
 
@@ -267,7 +276,7 @@ def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
         result_file=str(tmp_path / "result.json"),
         parent_pid=1,
     )
-    command = [sys.executable, "-m", "touchstone.worker"]
+    command = [sys.executable, "-m", "touchstone.running.worker"]
     ended = subprocess.run(command, input=request.model_dump_json(), text=True, check=False, timeout=60)
     assert ended.returncode == 1
     assert not (tmp_path / "result.json").exists()

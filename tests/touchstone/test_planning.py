@@ -8,9 +8,9 @@ from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.base import Capabilities
 from touchstone.environment import capture
 from touchstone.experiment import Profile, load_experiments
-from touchstone.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, choose_model
-from touchstone.planning import PlanError, RunRequest, kv_bytes_per_token, make_plan, num_parameters
 from touchstone.records import Gpu
+from touchstone.running.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, choose_model
+from touchstone.running.planning import PlanError, RunRequest, kv_bytes_per_token, make_plan, num_parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import environment

@@ -10,14 +10,14 @@ import pytest
 from rich.console import Console
 
 from tests.touchstone.report_sample import write_sample_run
+from touchstone.analysis.results import PLAN
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
-from touchstone.report import COLUMNS, export_table, lint_report, render_report, verdict_table, write_report
-from touchstone.report_context import flatten, report_context, texts_of, views_of_tests
-from touchstone.report_lint import language_number_faults, math_faults, numbers_in, table_faults
-from touchstone.report_markdown import TEMPLATES, Glossary, ReportError, markdown_environment
-from touchstone.report_numbers import line_ranges, p_value, substitute
-from touchstone.report_run import load_run
-from touchstone.results import PLAN
+from touchstone.reporting.context import flatten, report_context, texts_of, views_of_tests
+from touchstone.reporting.lint import language_number_faults, math_faults, numbers_in, table_faults
+from touchstone.reporting.markdown import TEMPLATES, Glossary, ReportError, markdown_environment
+from touchstone.reporting.numbers import line_ranges, p_value, substitute
+from touchstone.reporting.report import COLUMNS, export_table, lint_report, render_report, verdict_table, write_report
+from touchstone.reporting.run_folder import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ import pytest
 
 from tests.touchstone.report_sample import write_sample_run
 from touchstone.records import Verdict
-from touchstone.report_checklist import PACKAGE, checklist
-from touchstone.report_markdown import TEMPLATES, Glossary, markdown_environment
-from touchstone.report_run import Run, load_run
+from touchstone.reporting.checklist import PACKAGE, checklist
+from touchstone.reporting.markdown import TEMPLATES, Glossary, markdown_environment
+from touchstone.reporting.run_folder import Run, load_run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from touchstone.formatting import (
+from touchstone.records import Interval, MetricStatistics, Verdict
+from touchstone.reporting.formatting import (
     exact,
     fixed,
     last_place,
@@ -18,7 +19,6 @@ from touchstone.formatting import (
     scale_for,
     significant_place,
 )
-from touchstone.records import Interval, MetricStatistics, Verdict
 
 
 def statistics(values: tuple[float, ...], unit: str, interval: tuple[float, float] | None = None) -> MetricStatistics:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from touchstone.report_lint import (
+from touchstone.reporting.lint import (
     digits_in_text,
     glossary_faults,
     language_number_faults,
@@ -13,7 +13,7 @@ from touchstone.report_lint import (
     template_digit_faults,
     unsourced_number_faults,
 )
-from touchstone.report_markdown import TEMPLATES, Glossary, markdown_environment
+from touchstone.reporting.markdown import TEMPLATES, Glossary, markdown_environment
 
 TERMS = {
     "throughput": {"en": "throughput", "zh": "吞吐量"},

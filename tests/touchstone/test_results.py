@@ -8,6 +8,10 @@ import math
 import pytest
 
 from tests.touchstone.factories import MOMENT, MS, FakeRun, make_engine, make_memory, make_trace, make_workload
+from touchstone.analysis.checks import hit_upper_bound
+from touchstone.analysis.results import PLAN, derive_results, write_results
+from touchstone.analysis.runs import RunsError
+from touchstone.analysis.summaries import MeasureError
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
 from touchstone.ledger import read_ledger
@@ -20,10 +24,6 @@ from touchstone.records import (
     Result,
     Verdict,
 )
-from touchstone.result_checks import hit_upper_bound
-from touchstone.result_statistics import MeasureError
-from touchstone.results import PLAN, derive_results, write_results
-from touchstone.runs import RunsError
 
 
 def experiment(test_id, measures, **changes):

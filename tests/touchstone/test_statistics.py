@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from touchstone.records import Interval, Verdict
-from touchstone.statistics import (
+from touchstone.analysis.statistics import (
     EffectVerdict,
     ElsewhereVerdict,
     Reproduction,
@@ -36,6 +35,7 @@ from touchstone.statistics import (
     summarize,
     wants_extension,
 )
+from touchstone.records import Interval, Verdict
 
 STEADY = (100.0, 101.0, 99.0, 100.5, 99.5, 100.0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tools import simulate_statistics as simulate
-from touchstone.statistics import EffectVerdict, Reproduction, compare_with_paper
+from touchstone.analysis.statistics import EffectVerdict, Reproduction, compare_with_paper
 
 REPEATS = 150
 

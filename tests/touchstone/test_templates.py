@@ -4,13 +4,14 @@ from collections import Counter
 
 import pytest
 
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
+from touchstone.analysis.quantities import Unit
+from touchstone.analysis.statistics import EffectVerdict
 from touchstone.experiment import Bilingual
-from touchstone.metrics import COMPARISONS, DICTIONARY
-from touchstone.quantities import Unit
 from touchstone.records import Verdict
-from touchstone.report_code import CODE_DEFINITIONS
-from touchstone.report_lint import digits_in_text, math_faults, template_digit_faults
-from touchstone.report_markdown import (
+from touchstone.reporting.code_tables import CODE_DEFINITIONS
+from touchstone.reporting.lint import digits_in_text, math_faults, template_digit_faults
+from touchstone.reporting.markdown import (
     LANGUAGES,
     TEMPLATES,
     Glossary,
@@ -22,8 +23,7 @@ from touchstone.report_markdown import (
     render,
     tidy,
 )
-from touchstone.report_values import Amount, Code, Term
-from touchstone.statistics import EffectVerdict
+from touchstone.reporting.values import Amount, Code, Term
 
 
 @pytest.fixture(scope="module")

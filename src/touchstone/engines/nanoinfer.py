@@ -13,7 +13,7 @@ import torch
 from nanoinfer import LLM, ConfigError, EngineConfig, RequestError, SamplingParams
 from touchstone.clock import timed_region
 from touchstone.engines.base import Capabilities, EngineError
-from touchstone.live_bytes import LiveBytes
+from touchstone.engines.live_bytes import LiveBytes
 from touchstone.records import EngineFacts, MemoryParts, RequestTrace, StepTrace, Trace
 from touchstone.trace import outputs_sha256, tokens_sha256
 

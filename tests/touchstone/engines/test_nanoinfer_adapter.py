@@ -3,8 +3,8 @@ import torch
 
 from touchstone.engines.base import EngineError, EngineSpec
 from touchstone.engines.registry import build_engine, load_adapter
-from touchstone.models import make_tiny_model
 from touchstone.records import WorkloadSpec
+from touchstone.running.models import make_tiny_model
 from touchstone.trace import what_is_wrong
 from touchstone.workload import build, fixed
 

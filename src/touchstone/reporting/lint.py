@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from touchstone.report_markdown import Language
+    from touchstone.reporting.markdown import Language
 
 # Digits that name things: the tests of the plan, and words of the field that hold a digit.
 TEST_IDS = ("1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "4.1")

@@ -1,6 +1,6 @@
 """The arithmetic of the metric dictionary: from the facts of one timed run to one value, or to why there is none.
 
-The symbols are those of `touchstone.metrics`.
+The symbols are those of `touchstone.analysis.metrics`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from touchstone import samples
+from touchstone.analysis import samples
+from touchstone.analysis.quantities import Measured, NotAvailable, Quantity, Unit
 from touchstone.experiment import Bilingual
-from touchstone.quantities import Measured, NotAvailable, Quantity, Unit
 from touchstone.records import EngineFacts, MemoryParts, RequestTrace, Trace
 
 if TYPE_CHECKING:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from touchstone.analysis.statistics import DRIFT_LIMIT, MIN_FOR_INTERVAL, TOLERANCE
 from touchstone.experiment import Bilingual
-from touchstone.formatting import percent
-from touchstone.report_checklist import checklist
-from touchstone.report_code import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
-from touchstone.report_environment import (
+from touchstone.reporting.checklist import checklist
+from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
+from touchstone.reporting.formatting import percent
+from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
+from touchstone.reporting.setting import (
     WorkloadRow,
     hardware_rows,
     model_note,
@@ -20,9 +22,7 @@ from touchstone.report_environment import (
     software_rows,
     workload_rows,
 )
-from touchstone.report_numbers import NumberView, effect_views, line_ranges, number_views
-from touchstone.report_values import Amount, Code, Row
-from touchstone.statistics import DRIFT_LIMIT, MIN_FOR_INTERVAL, TOLERANCE
+from touchstone.reporting.values import Amount, Code, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
 
     from touchstone.records import Evidence, Result
-    from touchstone.report_figures import FigureView
-    from touchstone.report_markdown import Glossary
-    from touchstone.report_numbers import EffectView
-    from touchstone.report_run import Run
+    from touchstone.reporting.markdown import Glossary
+    from touchstone.reporting.numbers import EffectView
+    from touchstone.reporting.plots import FigureView
+    from touchstone.reporting.run_folder import Run
 
 # Commands that the report tells the reader to use where this version of the instrument has them.
 OPTIONAL_COMMANDS = ("verify", "reproduce")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from touchstone.experiment import Bilingual
-from touchstone.formatting import exact, percent
-from touchstone.report_values import NOTHING, Amount, Code, Printable, Row, Term
+from touchstone.reporting.formatting import exact, percent
+from touchstone.reporting.values import NOTHING, Amount, Code, Printable, Row, Term
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

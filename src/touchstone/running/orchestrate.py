@@ -17,7 +17,6 @@ from touchstone.canonical import atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
 from touchstone.environment import REPOSITORY, EnvironmentRefusedError, differences
 from touchstone.ledger import LEDGER_NAME, Ledger, LedgerError
-from touchstone.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
 from touchstone.records import (
     Attempt,
     CodeMetrics,
@@ -30,7 +29,8 @@ from touchstone.records import (
     RunPlan,
     UnitPlan,
 )
-from touchstone.worker import WorkerRequest, WorkerResult
+from touchstone.running.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
+from touchstone.running.worker import WorkerRequest, WorkerResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from touchstone.experiment import Profile
-    from touchstone.models import ChosenModel
+    from touchstone.running.models import ChosenModel
 
 MAX_ATTEMPTS = 2
 INTERRUPTED = "interrupted by the user"
@@ -297,7 +297,7 @@ def _measure(unit: UnitPlan, run: Run, number: int, interrupts: Interrupts) -> W
     test = next(test for test in run.plan.tests if test.test_id == unit.test_id)
     result_file = run.directory / f".result-{unit.unit_id}-{number}.json"
     request = _worker_request(unit, test, run, result_file)
-    command = [sys.executable, "-m", "touchstone.worker"]
+    command = [sys.executable, "-m", "touchstone.running.worker"]
     timeout_s = unit_timeout_s(run.plan)
     log = _log_path(run, unit.unit_id, number)
     status = run_process(command, canonical_json(request), log, timeout_s, _worker_environment(run.plan), interrupts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from touchstone.formulas import RunFacts
+from touchstone.analysis.formulas import RunFacts
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, PlannedTest, QualityAttempt, RunPlan, UnitPlan
 from touchstone.trace import load_trace

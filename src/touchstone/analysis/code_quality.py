@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from touchstone.analysis.quantities import Unit
 from touchstone.experiment import Bilingual
-from touchstone.quantities import Unit
 from touchstone.records import Check, MetricStatistics, Verdict
 
 if TYPE_CHECKING:

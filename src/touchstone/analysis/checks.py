@@ -6,19 +6,19 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
-from touchstone import samples
+from touchstone.analysis import samples
+from touchstone.analysis.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
+from touchstone.analysis.metrics import DICTIONARY, SAMPLES
+from touchstone.analysis.quantities import Quantity
 from touchstone.experiment import Bilingual
-from touchstone.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
-from touchstone.metrics import DICTIONARY, SAMPLES
-from touchstone.quantities import Quantity
 from touchstone.records import Check
 from touchstone.workload import num_sharing, prefix_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from touchstone.analysis.runs import Ledgered, Process, Run, TestRuns
     from touchstone.records import MemoryParts, RequestTrace, Trace, WorkloadSpec
-    from touchstone.runs import Ledgered, Process, Run, TestRuns
 
 ROUNDING = 1e-9  # relative error that double precision may leave in an identity
 MAX_RESIDUAL_SHARE = 0.05  # of the device total; more than this and the parts do not explain the memory

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from touchstone.experiment import Bilingual
-from touchstone.formatting import exact, fixed
-from touchstone.report_values import NOTHING, Amount, Code, Definition, Printable, Row, Term
+from touchstone.reporting.formatting import exact, fixed
+from touchstone.reporting.values import NOTHING, Amount, Code, Definition, Printable, Row, Term
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from touchstone.analysis.results import derive_results
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, QualityAttempt, RunPlan
-from touchstone.report_markdown import ReportError
-from touchstone.results import derive_results
+from touchstone.reporting.markdown import ReportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -2,8 +2,8 @@
 
 Symbols, for request i: arrival a, first scheduled s, first token on the host f, last token on the host e, prompt
 tokens L, cached prompt tokens c, output tokens that came back n. For step j: prefill tokens p, decode tokens d,
-attributed time t (see `touchstone.samples.attribute_time`), begin b, launch returned l, device time g. T is the window
-from the first arrival to the last token. 1 GB is 10^9 bytes.
+attributed time t (see `touchstone.analysis.samples.attribute_time`), begin b, launch returned l, device time g. T is
+the window from the first arrival to the last token. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from touchstone import formulas, samples
+from touchstone.analysis import formulas, samples
+from touchstone.analysis.quantities import Measured, Unit
 from touchstone.experiment import Bilingual
-from touchstone.quantities import Measured, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from touchstone.formulas import Draw, RunFacts
+    from touchstone.analysis.formulas import Draw, RunFacts
     from touchstone.records import MemoryParts
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.environment import usable_memory_bytes, usable_threads
 from touchstone.experiment import Bilingual, Design, Experiment, Profile
-from touchstone.models import TINY_SOURCE
 from touchstone.records import SCHEMA_VERSION, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
+from touchstone.running.models import TINY_SOURCE
 from touchstone.workload import derive_seed, shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from touchstone.engines.base import Capabilities
-    from touchstone.models import ChosenModel
     from touchstone.records import Environment, Hardware, WorkloadSpec
+    from touchstone.running.models import ChosenModel
 
 CODE_TEST = "4.1"
 CODE_TREE = "src"

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from touchstone import statistics
+from touchstone.analysis import statistics
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
+from touchstone.analysis.quantities import NotAvailable, Quantity
+from touchstone.analysis.runs import MAX_INVALID_SHARE
 from touchstone.experiment import Bilingual, Design
-from touchstone.metrics import COMPARISONS, DICTIONARY
-from touchstone.quantities import NotAvailable, Quantity
 from touchstone.records import Effect, MetricStatistics, Verdict, WorkedExample
-from touchstone.runs import MAX_INVALID_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from touchstone.analysis.metrics import MetricDefinition
+    from touchstone.analysis.runs import Process, Run, TestRuns
     from touchstone.experiment import Experiment, Measure
-    from touchstone.metrics import MetricDefinition
     from touchstone.records import Scalar
-    from touchstone.runs import Process, Run, TestRuns
 
 NUM_PAIRED_ARMS = 2
 TOO_MANY_INVALID = Bilingual(

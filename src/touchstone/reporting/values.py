@@ -1,4 +1,4 @@
-"""The kinds of value that the report's templates may print, and nothing else; `touchstone.report_markdown` prints them.
+"""The kinds of value that the report's templates may print, and nothing else; `reporting.markdown` prints them.
 
 A value is language-neutral (digits and a unit), bilingual, or the name of a glossary term. A bare float, a bool or None
 is refused by the templates, so that no number reaches the page without its digits having been decided.

@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
+from touchstone.analysis.statistics import TOLERANCE, EffectVerdict
 from touchstone.experiment import Bilingual
-from touchstone.formatting import (
+from touchstone.records import Verdict
+from touchstone.reporting.formatting import (
     Notation,
     Scale,
     exact,
@@ -20,15 +23,12 @@ from touchstone.formatting import (
     place_of_exact,
     significant_place,
 )
-from touchstone.metrics import COMPARISONS, DICTIONARY
-from touchstone.records import Verdict
-from touchstone.report_values import NOTHING, Amount, Definition, Printable
-from touchstone.statistics import TOLERANCE, EffectVerdict
+from touchstone.reporting.values import NOTHING, Amount, Definition, Printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from touchstone.metrics import ComparisonDefinition
+    from touchstone.analysis.metrics import ComparisonDefinition
     from touchstone.records import Effect, Interval, MetricStatistics, Result, WorkedExample
 
 P_VALUE_DECIMALS = 3
@@ -127,7 +127,9 @@ def definition_of(metric: str, extra: Mapping[str, Definition]) -> Definition:
     try:
         return extra[metric]
     except KeyError:
-        raise UnknownMetricError(f"metric {metric!r} is in no dictionary; add it to touchstone.metrics") from None
+        raise UnknownMetricError(
+            f"metric {metric!r} is in no dictionary; add it to touchstone.analysis.metrics"
+        ) from None
 
 
 # --- building -------------------------------------------------------------------------------------------------------

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
+from touchstone.analysis.statistics import TOLERANCE
 from touchstone.experiment import Bilingual, Design
-from touchstone.metrics import COMPARISONS, DICTIONARY
 from touchstone.records import Verdict
-from touchstone.statistics import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from touchstone.analysis.metrics import ComparisonDefinition, MetricDefinition
+    from touchstone.analysis.runs import TestRuns
     from touchstone.experiment import Experiment
-    from touchstone.metrics import ComparisonDefinition, MetricDefinition
     from touchstone.records import Check, Environment, MetricStatistics
-    from touchstone.runs import TestRuns
 
 BYTES_PER_GB = 1e9
 

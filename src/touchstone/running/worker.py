@@ -1,6 +1,6 @@
 """One fresh process: build the engine(s), warm up with other prompts, time the runs, hand everything back by file.
 
-Started by the orchestrator as `python -m touchstone.worker`, with the request on its standard input.
+Started by the orchestrator as `python -m touchstone.running.worker`, with the request on its standard input.
 """
 
 from __future__ import annotations

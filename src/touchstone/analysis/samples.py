@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from touchstone.analysis.quantities import NotAvailable
 from touchstone.experiment import Bilingual
-from touchstone.quantities import NotAvailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

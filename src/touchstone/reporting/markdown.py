@@ -17,15 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from touchstone.experiment import Bilingual
-from touchstone.formatting import exact
-from touchstone.report_values import Amount, Code, Term
+from touchstone.reporting.formatting import exact
+from touchstone.reporting.values import Amount, Code, Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Language: TypeAlias = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
-TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
+TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
 GLOSSARY_FILE = "terms.toml"
 
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_<|$]|\](?=[(\[])|~(?=~))")

@@ -15,17 +15,17 @@ from rich.text import Text
 from touchstone.canonical import atomic_write
 from touchstone.experiment import load_experiments
 from touchstone.records import Verdict
-from touchstone.report_context import report_context, texts_of, views_of_tests
-from touchstone.report_figures import write_figures
-from touchstone.report_lint import (
+from touchstone.reporting.context import report_context, texts_of, views_of_tests
+from touchstone.reporting.lint import (
     glossary_faults,
     language_number_faults,
     math_faults,
     table_faults,
     unsourced_number_faults,
 )
-from touchstone.report_markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary, markdown_environment, render
-from touchstone.report_run import load_run
+from touchstone.reporting.markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary, markdown_environment, render
+from touchstone.reporting.plots import write_figures
+from touchstone.reporting.run_folder import load_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from touchstone.experiment import Experiment
     from touchstone.records import MetricStatistics, Result, Scalar
-    from touchstone.report_numbers import ArmView
-    from touchstone.report_run import Run
+    from touchstone.reporting.numbers import ArmView
+    from touchstone.reporting.run_folder import Run
 
 COLUMNS = (
     "test_id",

@@ -6,13 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from touchstone.canonical import atomic_write
-from touchstone.experiment import Bilingual
-from touchstone.ledger import LEDGER_NAME
-from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result
-from touchstone.result_checks import check_test
-from touchstone.result_prose import describe_hardware, how_obtained, verification
-from touchstone.result_quality import (
+from touchstone.analysis.checks import check_test
+from touchstone.analysis.code_quality import (
     METHOD,
     quality_checks,
     quality_how,
@@ -20,8 +15,13 @@ from touchstone.result_quality import (
     quality_statistics,
     quality_verification,
 )
-from touchstone.result_statistics import check_experiment, metric_statistics, paired_effects, plan_results
-from touchstone.runs import Ledgered, TestRuns, read_runs
+from touchstone.analysis.prose import describe_hardware, how_obtained, verification
+from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
+from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results
+from touchstone.canonical import atomic_write
+from touchstone.experiment import Bilingual
+from touchstone.ledger import LEDGER_NAME
+from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

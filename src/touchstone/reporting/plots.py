@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from touchstone import figures
+from touchstone.analysis.formulas import sample_ms
+from touchstone.analysis.metrics import SAMPLES
+from touchstone.analysis.quantities import NotAvailable
+from touchstone.analysis.statistics import TOLERANCE
 from touchstone.experiment import Bilingual
-from touchstone.formatting import exact, percent
-from touchstone.formulas import sample_ms
-from touchstone.metrics import SAMPLES
-from touchstone.quantities import NotAvailable
-from touchstone.report_code import complexities
-from touchstone.statistics import TOLERANCE
+from touchstone.reporting import figures
+from touchstone.reporting.code_tables import complexities
+from touchstone.reporting.formatting import exact, percent
 from touchstone.trace import load_trace
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from touchstone.records import Effect, MemoryParts, MetricStatistics, Result, Trace
-    from touchstone.report_run import Run
+    from touchstone.reporting.run_folder import Run
 
 FOLDER = "figures"
 _LATENCY_SAMPLES = {"ttft": "TTFT", "itl": "ITL"}

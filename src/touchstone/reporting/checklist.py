@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from touchstone.experiment import Bilingual
 from touchstone.records import Verdict
-from touchstone.report_lint import template_digit_faults
+from touchstone.reporting.lint import template_digit_faults
 from touchstone.trace import trace_path
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
 
     from touchstone.records import Attempt, Measurement, Result
-    from touchstone.report_numbers import NumberView
-    from touchstone.report_run import Run
+    from touchstone.reporting.numbers import NumberView
+    from touchstone.reporting.run_folder import Run
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 CLOCK_MODULE = "clock.py"
 CLOCK_NAMES = frozenset({"perf_counter", "perf_counter_ns", "synchronize"})
 SETTLED = frozenset({Verdict.STABLE, Verdict.EXACT})

@@ -1,0 +1,1 @@
+"""From a ledger to results: metrics, statistics, checks."""

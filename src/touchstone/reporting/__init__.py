@@ -1,0 +1,1 @@
+"""From results to the report in both languages."""
