@@ -134,6 +134,7 @@ class Engine:
             kv_block_bytes=execution.block_bytes,
             kv_used_peak_bytes=self.cache.peak_used * execution.block_bytes,
             activations_peak_bytes=execution.activations_peak_bytes,
+            cuda_graphs_bytes=None if execution.graphs is None else execution.graphs.capture_bytes,
         )
 
     def reset_peaks(self) -> None:
@@ -156,7 +157,7 @@ def _step_facts(step: LaunchedStep, end_ns: int) -> StepFacts:
         launched_ns=step.launched_ns,
         end_ns=end_ns,
         device_ns=step.handle.device_ns(),
-        graph=False,
+        graph=step.handle.graph,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from nanoinfer.config import ConfigError
 from nanoinfer.execution import memory
+from nanoinfer.execution.cuda_graphs import padded_batch_sizes
 from nanoinfer.execution.runner import Runner
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.model.decoder import Decoder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nanoinfer.config import EngineConfig
+    from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.model.ops import Ops
 
@@ -31,6 +33,7 @@ class Execution:
 
     num_blocks     blocks that the KV cache may hand out; the pool has one more, for padding
     max_model_len  longest prompt plus output that works: the setting, or the model's limit as far as the pool reaches
+    graphs         what the capture of CUDA graphs cost, None where there are none
     """
 
     runner: Runner
@@ -42,6 +45,7 @@ class Execution:
     pool_bytes: int
     weights_bytes: int
     activations_peak_bytes: int | None
+    graphs: GraphFacts | None
 
 
 def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Path) -> Execution:
@@ -52,19 +56,18 @@ def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Pat
     ops = select_ops(device, model_config.head_dim)
     model = load_model(config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops)
     sizes = _PoolSizes(config, model_config, device, dtype)
-    activations = _measure_activations(model, ops, config, sizes, limit) if device.type == "cuda" else None
+    needs = _measure_needs(model, ops, config, sizes, limit) if device.type == "cuda" else None
     num_blocks = memory.num_kv_blocks(
         config,
         block_bytes=sizes.block_bytes,
-        budget_bytes=_pool_budget(
-            config, device, activations, wanted_bytes=sizes.bytes_for(limit, config.max_num_seqs)
-        ),
+        budget_bytes=_pool_budget(config, device, needs, wanted_bytes=sizes.bytes_for(limit, config.max_num_seqs)),
         required_tokens=limit if config.max_model_len is not None else 1,
     )
     max_model_len = min(limit, num_blocks * config.block_size)
     pool = sizes.make_pool(num_blocks)
+    runner = _make_runner(model, ops, pool, config, max_model_len)
     return Execution(
-        runner=_make_runner(model, ops, pool, config, max_model_len),
+        runner=runner,
         device=device,
         dtype=dtype,
         num_blocks=num_blocks,
@@ -72,7 +75,8 @@ def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Pat
         block_bytes=sizes.block_bytes,
         pool_bytes=pool.untyped_storage().nbytes(),
         weights_bytes=memory.unique_storage_bytes(model),
-        activations_peak_bytes=activations,
+        activations_peak_bytes=None if needs is None else needs.activations_bytes,
+        graphs=runner.capture_graphs() if device.type == "cuda" and config.cuda_graphs else None,
     )
 
 
@@ -170,28 +174,47 @@ def _make_runner(model: Decoder, ops: Ops, pool: torch.Tensor, config: EngineCon
     )
 
 
-def _pool_budget(
-    config: EngineConfig, device: torch.device, activations_bytes: int | None, *, wanted_bytes: int
-) -> int:
+def _pool_budget(config: EngineConfig, device: torch.device, needs: _Needs | None, *, wanted_bytes: int) -> int:
     """Bytes for a pool of the engine's own choice: on a GPU all there is, on a CPU no more than can be used."""
-    if device.type == "cpu":
+    if needs is None:
         return min(wanted_bytes, memory.cpu_budget_bytes())
     return memory.gpu_budget_bytes(
-        device, memory_fraction=config.memory_fraction, activations_bytes=activations_bytes or 0
+        device,
+        memory_fraction=config.memory_fraction,
+        reserved_bytes=needs.activations_bytes + needs.graphs_bytes,
     )
 
 
-def _measure_activations(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> int:
-    """Run the largest step once and return the peak of what it allocated, on CUDA.
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Device memory that an engine needs beside weights and KV pool: measured, and foreseen for the graphs."""
 
-    Every row works in one block, because only sizes matter; all rows sample with every restriction.
+    activations_bytes: int
+    graphs_bytes: int
+
+
+def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> _Needs:
+    """Run the largest step once, and capture two graphs, on CUDA with a pool of one block.
+
+    Every row works in one block, because only sizes matter; all rows sample with every restriction. A second graph
+    shares the memory of the first, so it tells what each further one costs.
     """
     runner = _make_runner(model, ops, sizes.make_pool(0), config, limit)
     torch.cuda.synchronize(sizes.device)
     torch.cuda.reset_peak_memory_stats(sizes.device)
     before = torch.cuda.memory_allocated(sizes.device)
     runner.launch(_largest_step(config, limit)).tokens()
-    return torch.cuda.max_memory_allocated(sizes.device) - before
+    activations = torch.cuda.max_memory_allocated(sizes.device) - before
+    graphs = _foresee_graphs(runner) if config.cuda_graphs else 0
+    return _Needs(activations, graphs)
+
+
+def _foresee_graphs(runner: Runner) -> int:
+    """Return the bytes that all graphs will take, from captures of the largest two; these are given up again."""
+    num_graphs = len(padded_batch_sizes(runner.num_slots))
+    first = runner.capture_graphs((runner.num_slots,)).capture_bytes
+    both = runner.capture_graphs(padded_batch_sizes(runner.num_slots)[-2:]).capture_bytes
+    return first + max(0, both - first) * (num_graphs - 1)
 
 
 def _largest_step(config: EngineConfig, limit: int) -> StepPlan:

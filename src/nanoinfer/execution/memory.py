@@ -28,6 +28,7 @@ class MemoryFacts:
     kv_block_bytes           one block, keys and values of all layers
     kv_used_peak_bytes       most blocks in use at the same time, in bytes
     activations_peak_bytes   peak of temporaries in the largest step, measured before the pool was made (CUDA only)
+    cuda_graphs_bytes        what their capture took, the driver's share included; None where none were captured
     """
 
     weights_bytes: int
@@ -35,6 +36,7 @@ class MemoryFacts:
     kv_block_bytes: int
     kv_used_peak_bytes: int
     activations_peak_bytes: int | None
+    cuda_graphs_bytes: int | None
 
 
 def unique_storage_bytes(model: nn.Module) -> int:
@@ -70,15 +72,16 @@ def cpu_budget_bytes() -> int:
     return int(available * CPU_MEMORY_SHARE)
 
 
-def gpu_budget_bytes(device: torch.device, *, memory_fraction: float, activations_bytes: int) -> int:
+def gpu_budget_bytes(device: torch.device, *, memory_fraction: float, reserved_bytes: int) -> int:
     """Bytes left for the KV pool when the engine takes `memory_fraction` of the device.
 
-    What other processes and this one hold already is subtracted, and so is the measured peak of activations.
+    What other processes and this one hold already is subtracted, and so is what else the engine will need:
+    `reserved_bytes`, the measured peak of activations and the CUDA graphs.
     """
     free, total = torch.cuda.mem_get_info(device)
     cached_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     used = total - free - cached_by_torch
-    return int(total * memory_fraction) - used - activations_bytes
+    return int(total * memory_fraction) - used - reserved_bytes
 
 
 def _meminfo_available() -> int:

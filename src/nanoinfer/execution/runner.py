@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from nanoinfer.execution.batch import Batch, upload
+from nanoinfer.execution.cuda_graphs import DecodeGraphs, GraphFacts, capture_decode_graphs, padded_batch_sizes
+from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, stage_rows
 from nanoinfer.model.attention import AttentionInputs, DecodeInputs, PrefillInputs
-from nanoinfer.model.sampling import SamplingInputs, choose_tokens
+from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,21 +29,22 @@ if TYPE_CHECKING:
 
 
 class SlotState:
-    """What the device knows of each of `num_slots` slots; written in the order of the plans.
+    """What the device knows of each slot; written in the order of the plans. The last slot belongs to padded rows.
 
-    block_tables  (num_slots, max_blocks) int32; entries beyond a slot's table are stale but valid block ids
-    last_tokens   (num_slots,) int64, the token sampled last
-    temperatures, top_ps  (num_slots,) float32
-    top_ks, seeds         (num_slots,) int64
+    block_tables  (num_slots + 1, max_blocks) int32; entries beyond a slot's table are stale but valid block ids
+    last_tokens   (num_slots + 1,) int64, the token sampled last
+    temperatures, top_ps  (num_slots + 1,) float32
+    top_ks, seeds         (num_slots + 1,) int64
     """
 
     def __init__(self, num_slots: int, max_blocks: int, device: torch.device) -> None:
-        self.block_tables = torch.zeros(num_slots, max_blocks, dtype=torch.int32, device=device)
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.temperatures = torch.zeros(num_slots, dtype=torch.float32, device=device)
-        self.top_ps = torch.ones(num_slots, dtype=torch.float32, device=device)
-        self.top_ks = torch.ones(num_slots, dtype=torch.int64, device=device)
-        self.seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        rows = num_slots + 1
+        self.block_tables = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+        self.last_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.temperatures = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.top_ps = torch.ones(rows, dtype=torch.float32, device=device)
+        self.top_ks = torch.ones(rows, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def update(self, batch: Batch) -> None:
         """Take in what a step changes before it is computed."""
@@ -52,6 +55,10 @@ class SlotState:
             self.top_ps[batch.new_slots] = batch.new_top_ps.float()
             self.top_ks[batch.new_slots] = batch.new_top_ks
             self.seeds[batch.new_slots] = batch.new_seeds
+
+    def limits(self, rows: Tensor) -> Limits:
+        """Gather the restrictions of slots `rows` (S,)."""
+        return Limits(top_ps=self.top_ps[rows], top_ks=self.top_ks[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +74,36 @@ class DeviceTimer:
         return round(milliseconds * 1e6)
 
 
+@dataclass(frozen=True, slots=True)
 class StepHandle:
-    """A launched step: its sampled ids are, or will be, on the host."""
+    """A launched step: its sampled ids are, or will be, on the host.
 
-    def __init__(self, token_ids: Tensor, arrived: torch.cuda.Event | None, timer: DeviceTimer | None) -> None:
-        self._token_ids = token_ids
-        self._arrived = arrived
-        self._timer = timer
+    graph  whether a CUDA graph was replayed
+    """
+
+    token_ids: Tensor
+    arrived: torch.cuda.Event | None
+    timer: DeviceTimer | None
+    graph: bool
 
     def tokens(self) -> list[int]:
         """Wait for the ids, one for each sampled row in the plan's order."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        ids: list[int] = self._token_ids.tolist()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        ids: list[int] = self.token_ids.tolist()
         return ids
 
     def device_ns(self) -> int | None:
         """Time the step took on the device, None where that was not recorded; call it after `tokens`."""
-        return None if self._timer is None else self._timer.elapsed_ns()
+        return None if self.timer is None else self.timer.elapsed_ns()
 
 
 class Runner:
     """Runs plans on one device.
 
     kv_cache     (num_layers, 2, N, block_size, Hkv, D), zeros at the start: attention multiplies masked values by zero,
-                 so that they must be finite
-    num_slots    rows of the per-slot state
+                 so that they must be finite; the last block belongs to padded rows
+    num_slots    requests that run at the same time
     max_blocks   length of a block table
     time_steps   whether to record the device's own time of each step (CUDA only)
     """
@@ -114,32 +125,93 @@ class Runner:
         self.device = kv_cache.device
         self.block_size = kv_cache.shape[3]
         self.vocab_size = len(model.embedding.weight)
+        self.num_slots = num_slots
         self.slots = SlotState(num_slots, max_blocks, self.device)
+        self.graphs: DecodeGraphs | None = None
+        self._max_context_len = max_blocks * self.block_size
+        self._padding = PaddingRow(slot=num_slots, block=kv_cache.shape[2] - 1)
+        self._last_blocks = LastBlocks(num_slots)
         self._seeds = seeds
         self._restricted_slots: set[int] = set()
-        self._time_steps = time_steps and self.device.type == "cuda"
+        self._on_gpu = self.device.type == "cuda"
+        self._time_steps = time_steps and self._on_gpu
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def capture_graphs(self, sizes: tuple[int, ...] | None = None) -> GraphFacts:
+        """Capture decode steps of all padded batch sizes (or the given ones), on CUDA."""
+        padding = torch.tensor([self._padding.slot, 0, self._padding.block, 0], device=self.device)
+        self.graphs, facts = capture_decode_graphs(
+            lambda rows: self._decode(rows, restricted=False, max_context_len=self._max_context_len),
+            sizes or padded_batch_sizes(self.num_slots),
+            padding,
+        )
+        return facts
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepHandle:
         """Queue one step on the device and return without waiting for it (on a CPU: when it is done)."""
         begin = self._event() if self._time_steps else None
-        batch = upload(plan, self._seeds, self.vocab_size, self.device)
-        self.slots.update(batch)
-        token_ids = self._compute(batch, restricted=self._is_restricted(plan))
+        restricted = self._note(plan)
+        size = None
+        if plan.prefills:
+            token_ids = self._compute(upload(plan, self._seeds, self.vocab_size, self.device), restricted=restricted)
+        else:
+            size = None if restricted or self.graphs is None else self.graphs.size_for(len(plan.decodes))
+            token_ids = self._run_decodes(plan, size, restricted=restricted)
         timer = None if begin is None else DeviceTimer(begin, self._event())
-        if self.device.type != "cuda":
-            return StepHandle(token_ids, None, timer)
-        on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
+        on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=self._on_gpu)
         on_host.copy_(token_ids, non_blocking=True)
-        return StepHandle(on_host, self._event(), timer)
+        return StepHandle(on_host, self._event() if self._on_gpu else None, timer, graph=size is not None)
 
     def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=self._time_steps)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
+    # --- steps that only decode ---------------------------------------------------------------------------------------
+
+    def _run_decodes(self, plan: StepPlan, size: int | None, *, restricted: bool) -> Tensor:
+        """Run a step without prefill: as a graph of the given size, or kernel by kernel where that is None."""
+        rows = plan.decodes
+        staged = stage_rows(
+            rows, self._last_blocks, size=size or len(rows), padding=self._padding, pin_memory=self._on_gpu
+        )
+        if size is not None and self.graphs is not None:
+            return self.graphs.replay(staged, len(rows))
+        longest = max(row.context_len for row in rows)
+        return self._decode(staged.to(self.device, non_blocking=True), restricted=restricted, max_context_len=longest)
+
+    def _decode(self, rows: Tensor, *, restricted: bool, max_context_len: int) -> Tensor:
+        """Forward pass and sampling of rows (4, B) as `decode_rows` lays them out; returns the ids (B,) int64.
+
+        Depends on the host by its arguments alone, so that it can be captured.
+        """
+        slots, state = rows[0], self.slots
+        step = self.ops.decode_inputs(
+            rows[:3], state.block_tables, state.last_tokens, state.temperatures, state.seeds, self.block_size
+        )
+        decode = DecodeInputs(
+            block_table=step.block_table, context_lens=step.context_lens, max_context_len=max_context_len
+        )
+        attention = AttentionInputs(positions=rows[1], slot_mapping=step.slot_mapping, decode=decode, prefill=None)
+        sampling = SamplingInputs(
+            temperatures=step.temperatures,
+            seeds=step.seeds,
+            token_indices=rows[3],
+            limits=state.limits(slots) if restricted else None,
+        )
+        logits = self.model.logits(self.model(step.token_ids, attention, self.kv_cache))
+        sampled = choose_tokens(logits, sampling, self.ops)
+        state.last_tokens.index_copy_(0, slots, sampled)
+        return sampled
+
+    # --- steps with prefill -------------------------------------------------------------------------------------------
+
     def _compute(self, batch: Batch, *, restricted: bool) -> Tensor:
         """Forward pass, then sampling; returns the ids (S,) int64 and keeps them as the slots' last tokens."""
+        self.slots.update(batch)
         token_ids = torch.cat((self.slots.last_tokens[batch.decode_slots], batch.prefill_token_ids))
         hidden = self.model(token_ids, self._attention_inputs(batch), self.kv_cache)
         if not len(batch.sample_tokens):
@@ -157,7 +229,7 @@ class Runner:
             positions=positions,
             slot_mapping=blocks.long() * self.block_size + positions % self.block_size,
             decode=self._decode_inputs(batch) if len(batch.decode_slots) else None,
-            prefill=self._prefill_inputs(batch) if len(batch.prefill_slots) else None,
+            prefill=self._prefill_inputs(batch),
         )
 
     def _decode_inputs(self, batch: Batch) -> DecodeInputs:
@@ -179,16 +251,18 @@ class Runner:
         rows = batch.sample_slots
         return SamplingInputs(
             temperatures=self.slots.temperatures[rows],
-            top_ps=self.slots.top_ps[rows],
-            top_ks=self.slots.top_ks[rows],
             seeds=self.slots.seeds[rows],
             token_indices=batch.sample_indices,
-            restricted=restricted,
+            limits=self.slots.limits(rows) if restricted else None,
         )
 
-    def _is_restricted(self, plan: StepPlan) -> bool:
-        """Whether a row of the step samples with top_k or top_p; keeps account of the slots that do."""
-        for row in plan.scheduled:
+    # --- what the host remembers of the slots -------------------------------------------------------------------------
+
+    def _note(self, plan: StepPlan) -> bool:
+        """Keep account of the slots' last blocks and limits; whether a row of the step samples with top_k or top_p."""
+        self._last_blocks.note(plan.decodes)
+        self._last_blocks.note(plan.prefills)
+        for row in plan.prefills:
             if row.sampling is not None:
                 self._note_sampling(row.slot, row.sampling)
         if not self._restricted_slots:

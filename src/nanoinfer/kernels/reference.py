@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
@@ -215,6 +215,44 @@ def _gather(blocks: Tensor, table: Tensor) -> Tensor:
 
 def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+# --- the rows of a decode step ----------------------------------------------------------------------------------------
+
+
+class DecodeRows(NamedTuple):
+    """What a decode step reads of its B rows.
+
+    token_ids, slot_mapping, seeds (B,) int64; block_table (B, M) int32; context_lens (B,) int32, the new token
+    included, 0 for a padded row; temperatures (B,) float32.
+    """
+
+    token_ids: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    context_lens: Tensor
+    temperatures: Tensor
+    seeds: Tensor
+
+
+def decode_inputs(
+    rows: Tensor, block_tables: Tensor, last_tokens: Tensor, temperatures: Tensor, seeds: Tensor, block_size: int
+) -> DecodeRows:
+    """Write each row's block into its slot's table and gather what the step reads.
+
+    rows (3, B) int64: slots, positions, and the block that each position lies in. block_tables (S, M) int32 is updated;
+    last_tokens, seeds (S,) int64; temperatures (S,) float32. The last slot marks padded rows.
+    """
+    slots, positions, blocks = rows
+    block_tables[slots, positions // block_size] = blocks.int()
+    return DecodeRows(
+        token_ids=last_tokens[slots],
+        slot_mapping=blocks * block_size + positions % block_size,
+        block_table=block_tables[slots],
+        context_lens=torch.where(slots == len(block_tables) - 1, 0, positions + 1).int(),
+        temperatures=temperatures[slots],
+        seeds=seeds[slots],
+    )
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

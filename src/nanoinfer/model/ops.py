@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nanoinfer.kernels.reference import DecodeRows
 
 MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
 
@@ -33,6 +34,7 @@ class Ops:
     paged_decode: Callable[..., Tensor]
     paged_prefill: Callable[..., Tensor]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    decode_inputs: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], DecodeRows]
 
 
 REFERENCE = Ops(
@@ -43,6 +45,7 @@ REFERENCE = Ops(
     paged_decode=reference.paged_decode,
     paged_prefill=reference.paged_prefill,
     sample=reference.sample,
+    decode_inputs=reference.decode_inputs,
 )
 
 
@@ -58,7 +61,7 @@ def select_ops(device: torch.device, head_dim: int) -> Ops:
 
 
 def _triton_ops() -> Ops:
-    from nanoinfer.kernels import fused, paged_decode, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
+    from nanoinfer.kernels import decode_inputs, fused, paged_decode, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
 
     return Ops(
         rms_norm=fused.rms_norm,
@@ -68,4 +71,5 @@ def _triton_ops() -> Ops:
         paged_decode=paged_decode.paged_decode,
         paged_prefill=paged_prefill.paged_prefill,
         sample=sampling.sample,
+        decode_inputs=decode_inputs.decode_inputs,
     )

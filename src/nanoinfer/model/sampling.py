@@ -13,30 +13,38 @@ if TYPE_CHECKING:
     from nanoinfer.model.ops import Ops
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """To which tokens the choice of S rows is restricted.
+
+    top_ps  (S,) float32, 1 where there is no limit
+    top_ks  (S,) int64, the vocabulary's size where there is no limit
+    """
+
+    top_ps: Tensor
+    top_ks: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingInputs:
     """The settings of S sampled rows.
 
     temperatures   (S,) float32, 0 is greedy
-    top_ps         (S,) float32, 1 where there is no limit
-    top_ks         (S,) int64, the vocabulary's size where there is no limit
     seeds          (S,) int64
     token_indices  (S,) int64, index of the sampled token among its request's outputs
-    restricted     whether any row has a limit (a host fact: without one, nothing is sorted)
+    limits         None where no row has one (a host fact), so that nothing is sorted
     """
 
     temperatures: Tensor
-    top_ps: Tensor
-    top_ks: Tensor
     seeds: Tensor
     token_indices: Tensor
-    restricted: bool
+    limits: Limits | None = None
 
 
 def choose_tokens(logits: Tensor, inputs: SamplingInputs, ops: Ops) -> Tensor:
     """Choose one token a row of logits (S, V); returns (S,) int64."""
-    if inputs.restricted:
-        logits = restrict(logits, inputs.temperatures, inputs.top_ps, inputs.top_ks)
+    if inputs.limits is not None:
+        logits = restrict(logits, inputs.temperatures, inputs.limits.top_ps, inputs.limits.top_ks)
     return ops.sample(logits, inputs.temperatures, inputs.seeds, inputs.token_indices)
 
 

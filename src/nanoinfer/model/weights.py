@@ -111,7 +111,7 @@ def _copy(name: str, tensor: Tensor, target: Tensor) -> None:
         raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(target.shape)}")
     if not tensor.is_floating_point():
         raise ConfigError(f"{name} is stored as {tensor.dtype}; only unquantized floating-point weights are supported")
-    target.copy_(tensor)
+    target.copy_(tensor.to(target.device))  # where types differ, the device converts, not the host
     if target.dtype == torch.float16 and tensor.dtype != torch.float16 and not bool(target.isfinite().all()):
         raise ConfigError(f'{name} holds values beyond the range of float16; use dtype="bfloat16" or "float32"')
 

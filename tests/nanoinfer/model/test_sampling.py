@@ -5,7 +5,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nanoinfer.model.ops import REFERENCE
-from nanoinfer.model.sampling import SamplingInputs, choose_tokens, restrict
+from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens, restrict
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
@@ -38,10 +38,8 @@ def test_restricted_rows_draw_only_what_is_kept():
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(2)).expand(rows, 40)
     inputs = SamplingInputs(
         temperatures=torch.full((rows,), 3.0),
-        top_ps=torch.ones(rows),
-        top_ks=torch.full((rows,), 4),
         seeds=torch.arange(rows),
         token_indices=torch.zeros(rows, dtype=torch.int64),
-        restricted=True,
+        limits=Limits(top_ps=torch.ones(rows), top_ks=torch.full((rows,), 4)),
     )
     assert set(choose_tokens(logits, inputs, REFERENCE).tolist()) == set(logits[0].topk(4).indices.tolist())
