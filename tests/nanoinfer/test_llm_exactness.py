@@ -72,7 +72,10 @@ def test_greedy_tokens_of_each_family_equal_transformers(tiny, ragged, shape, sc
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
 @pytest.mark.parametrize("budget", [13, 4096])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_greedy_tokens_on_a_gpu_equal_transformers(tiny, ragged, shape, prefix_cache, scheduling, budget, overlap):
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_greedy_tokens_on_a_gpu_equal_transformers(
+    tiny, ragged, shape, prefix_cache, scheduling, budget, overlap, cuda_graphs
+):
     model = tiny(shape)
     llm = LLM(
         model.folder,
@@ -81,13 +84,17 @@ def test_greedy_tokens_on_a_gpu_equal_transformers(tiny, ragged, shape, prefix_c
         prefix_cache=prefix_cache,
         scheduling=scheduling,
         max_num_batched_tokens=budget,
+        max_num_seqs=7,
         num_kv_blocks=12,
         overlap=overlap,
+        cuda_graphs=cuda_graphs,
     )
     outputs = run_checked(llm, [(prompt, greedy(max_tokens)) for prompt, max_tokens in ragged])
     assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
     steps = llm.take_step_facts()
     assert all(step.device_ns > 0 for step in steps)
+    assert all(step.graph == (cuda_graphs and step.phase == "decode") for step in steps)
+    assert (llm.memory().cuda_graphs_bytes is not None) == cuda_graphs
 
 
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])

@@ -1,5 +1,7 @@
 """Padded decode steps that are recorded and repeated; here the recorder just calls the work again."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_sizes_ascend_to_the_largest_batch_and_pad_little(largest):
     sizes = padded_batch_sizes(largest)
     assert list(sizes) == sorted(set(sizes))
     assert (sizes[0], sizes[-1]) == (1, largest)
-    assert all(upper - lower <= max(4, lower // 4, 8) for lower, upper in zip(sizes, sizes[1:], strict=False))
+    assert all(upper - lower <= max(4, lower // 4, 8) for lower, upper in itertools.pairwise(sizes))
     assert len(sizes) <= 40
 
 
