@@ -56,7 +56,7 @@ def make_lock(name: str, requirements: list[str], base: Path | None, upgrade: li
     pins = [
         tidy(line)
         for line in resolve(requirements, lock, constraints, upgrade)
-        if name_of(line) not in in_base and (name == "gpu.txt" or not CUDA_LIBRARY.match(line))
+        if name_of(line) not in in_base and (name != "runtime.txt" or not CUDA_LIBRARY.match(line))
     ]
     lock.write_text(HEADER + "\n".join(pins) + "\n", encoding="utf-8")
     return pins

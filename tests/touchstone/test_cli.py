@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 def command(monkeypatch, capsys, tmp_path):
     """Run the command line in this process, in an empty folder, and return (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    for console in (cli._console, cli._errors):
+        monkeypatch.setattr(console, "_width", 200)
     monkeypatch.syspath_prepend(str(HERE))
 
     def call(*arguments):
