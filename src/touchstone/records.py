@@ -129,6 +129,54 @@ class Trace(Record):
     output_sha256: Sha256 = Field(description="SHA-256 over the requests' output hashes in request order")
 
 
+# --- the machine beside a timed run ---------------------------------------------------------------------------------
+
+
+class CanaryReading(Record):
+    """This machine's own speed at one moment, from work that never changes (`touchstone.canary`)."""
+
+    flops_per_s: float = Field(gt=0, description="F: floating-point operations of a fixed matrix product, per second")
+    bytes_per_s: float = Field(gt=0, description="B: bytes read and written by a fixed copy, per second")
+    operation_s: float = Field(gt=0, description="seconds that the host needs to start one smallest operation")
+
+
+class Canary(Record):
+    """The readings right before and right after a timed run."""
+
+    before: CanaryReading
+    after: CanaryReading
+
+
+class GpuTelemetry(Record):
+    """One GPU over a timed run. A value that the driver does not give is None."""
+
+    index: int
+    sm_clock_min_mhz: float | None
+    sm_clock_median_mhz: float | None
+    memory_clock_median_mhz: float | None
+    power_mean_w: float | None
+    energy_j: float | None = Field(description="difference of the driver's energy counter")
+    temperature_max_c: float | None
+    slowdown_s: dict[str, float] | None = Field(
+        description="seconds for which the driver held the clocks down, by reason, from its counters; only reasons > 0"
+    )
+    other_processes: int | None = Field(description="most processes on the device that are not of this run")
+
+
+class Telemetry(Record):
+    """What happened to the machine during a timed run: counters at both ends, and samples in between."""
+
+    duration_s: float
+    interval_s: float
+    num_samples: int
+    load_average: float | None = Field(description="one-minute load average after the run")
+    throttled_s: float | None = Field(description="seconds for which the control group's CPU quota stopped its tasks")
+    voluntary_switches: int | None
+    involuntary_switches: int | None = Field(description="how often the kernel took a core from this process")
+    other_busy_cores: float | None = Field(description="mean number of cores kept busy by other processes")
+    gpus: tuple[GpuTelemetry, ...]
+
+
 class MemoryParts(Record):
     """Where the bytes are, device memory on a GPU and resident memory of the process without one.
 
@@ -179,10 +227,13 @@ class WorkloadSpec(Record):
 
 
 class ArmSpec(Record):
-    """One side of a comparison: a name and the engine options that make it differ."""
+    """One side of a comparison: a name and what makes it differ, engine options or (in the control) extra work."""
 
     name: str
     options: dict[str, Scalar]
+    extra_output: float = Field(
+        default=0.0, ge=0, description="share of output tokens asked for beyond the workload's; only in the control"
+    )
 
 
 class ModelSpec(Record):
@@ -218,6 +269,8 @@ class PlannedTest(Record):
     num_warmups: int
     estimated_s: float
     engine_options: dict[str, Scalar] = Field(default={}, description="options that all arms of this test share")
+    margin: float | None = Field(default=None, description="ratio - 1 within which paired arms count as equivalent")
+    repeat_last: bool = Field(default=False, description="whether each process ends with its last run once more")
 
 
 class NotMeasured(Record):
@@ -240,6 +293,10 @@ class RunPlan(Record):
     model: ModelSpec
     engine_options: dict[str, Scalar]
     threads: int | None = Field(default=None, description="processor threads of each measuring process")
+    canary_limit: float | None = Field(
+        default=None, description="a canary that moved by more makes an attempt invalid: larger / smaller rate - 1"
+    )
+    telemetry_enforced: bool = Field(default=False, description="whether a disturbed machine makes an attempt invalid")
     tests: tuple[PlannedTest, ...]
     units: tuple[UnitPlan, ...] = Field(description="in the order in which they are run")
     not_measured: tuple[NotMeasured, ...]
@@ -270,6 +327,8 @@ class Measurement(Record):
     started_at: str
     trace_sha256: Sha256 = Field(description="hash of the uncompressed canonical JSON; file traces/<hash>.json.gz")
     memory: MemoryParts | None
+    canary: Canary | None = None
+    telemetry: Telemetry | None = None
 
 
 class Attempt(Record):
@@ -287,6 +346,11 @@ class Attempt(Record):
     engine: EngineFacts | None
     startup_s: float | None
     measurements: tuple[Measurement, ...]
+    repeated: Measurement | None = Field(
+        default=None,
+        description="the last run once more, with the same prompts on the same engine; shows whether results are "
+        "cached, and is part of no metric",
+    )
 
 
 class FunctionMetrics(Record):
@@ -407,6 +471,30 @@ class WorkedExample(Record):
     terms: dict[str, float] = Field(description="the numbers in the formula by their LaTeX symbol")
 
 
+class Roofline(Record):
+    """How near the worked example's run comes to what this machine could do at best.
+
+    The work of the steps behind the metric cannot take less than `floor_s`: the sum over the steps of
+    max(weights / B, FLOPs / F), and no less than all their bytes / B or all their FLOPs / F. B and F are the fastest
+    canary readings of the whole run. `share` is `floor_s / measured_s`: 1 is the physical bound.
+    """
+
+    floor_s: float
+    measured_s: float
+    share: float
+    bound: float = Field(description="the best possible value of the metric, in its unit")
+    limited_by: Literal["bytes", "FLOPs"]
+    num_bytes: float = Field(description="weights and KV cache that these steps must read at least")
+    num_flops: float = Field(description="floating-point operations that these steps must do at least")
+    bytes_per_s: float
+    flops_per_s: float
+    launch_s: float | None = Field(
+        description="host seconds that starting the operations of the steps takes at least; None where graphs replay"
+    )
+    explanation: str | None = Field(description="the rule that explains a share below a tenth; None where none is due")
+    explanation_zh: str | None = None
+
+
 class MetricStatistics(Record):
     """One metric of one arm over all valid processes."""
 
@@ -430,12 +518,14 @@ class MetricStatistics(Record):
     withheld: str | None = Field(description="why no value is given although the test ran; None otherwise")
     withheld_zh: str | None = None
     example: WorkedExample | None = None
+    roofline: Roofline | None = None
 
 
 class Effect(Record):
     """The effect of a switch, from paired blocks: the ratio treatment / baseline of a metric.
 
-    `p_holm` adjusts the t tests of all effects of a test; `p_sign_flip` is exact and stands by itself.
+    `p_holm` adjusts the t tests of all effects of a test; `p_sign_flip` is exact and stands by itself. The verdict is
+    VOID, with the reason in `void`, where the run's placebo or control failed; what was computed stays beside it.
     """
 
     metric: str
@@ -447,6 +537,35 @@ class Effect(Record):
     p_sign_flip: float | None
     p_holm: float | None
     verdict: str
+    void: str | None = None
+    void_zh: str | None = None
+
+
+class CanarySummary(Record):
+    """All canary readings of a test's valid attempts."""
+
+    num_readings: int
+    flops_per_s: float = Field(description="median")
+    bytes_per_s: float = Field(description="median")
+    operation_s: float = Field(description="median")
+    largest_move: float = Field(description="largest change of a rate within a run or against the run's median")
+    limit: float | None = Field(description="the plan's limit; None where none was declared")
+
+
+class TelemetrySummary(Record):
+    """The telemetry of a test's valid attempts; None where no run has it."""
+
+    num_runs: int
+    load_average_max: float | None
+    throttled_s: float | None
+    involuntary_switches: int | None
+    other_busy_cores_max: float | None
+    sm_clock_min_mhz: float | None
+    temperature_max_c: float | None
+    power_mean_w: float | None
+    energy_j: float | None
+    slowdown_s: dict[str, float] | None
+    other_gpu_processes: int | None
 
 
 class Check(Record):
@@ -501,3 +620,5 @@ class Result(Record):
     effects: tuple[Effect, ...]
     checks: tuple[Check, ...]
     evidence: Evidence | None
+    canary: CanarySummary | None = None
+    telemetry: TelemetrySummary | None = None
