@@ -18,6 +18,7 @@ from touchstone.engines.registry import ADAPTERS
 from touchstone.environment import EnvironmentRefusedError
 from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.reproduce.errors import ClaimsError, ComparisonError
 from touchstone.run_command import ReportError, RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
 from touchstone.running.models import ModelError
 from touchstone.running.orchestrate import ResumeError
@@ -41,6 +42,8 @@ How fast is an LLM inference engine, really, and which of its ideas pay?
   touchstone run                           measure what this machine can, in the profile that fits it
   touchstone run --only 1.1,2.1 --dry-run  look at the plan of two tests and its time first
   touchstone report                        write the report of the latest run, in Chinese and in English
+  touchstone reproduce --against paper     hold the latest run against the paper's, claim by claim
+  touchstone compare BEFORE AFTER          hold two runs of this machine against each other
 
 {_EXIT_CODES}
 """
@@ -54,13 +57,31 @@ Examples:
   touchstone run --resume                             go on after Ctrl-C, a crash or a power cut
 """
 
+_REPRODUCE_EPILOG = """
+Exit codes: 0 all claims that could be tested hold; 1 a claim is refuted; 2 none is refuted and some are open; 3 a
+ledger, an environment or the list of claims cannot be used.
+"""
+_COMPARE_EPILOG = """
+Exit codes: 0 compared, whatever came out; 3 the runs cannot be compared.
+"""
+
 app = typer.Typer(
     help=_TOP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 _console = Console()
 _errors = Console(stderr=True)
 
-_USER_ERRORS = (EngineError, ExperimentError, LedgerError, ModelError, PlanError, ReportError, ResumeError)
+_USER_ERRORS = (
+    ClaimsError,
+    ComparisonError,
+    EngineError,
+    ExperimentError,
+    LedgerError,
+    ModelError,
+    PlanError,
+    ReportError,
+    ResumeError,
+)
 
 
 class ProfileChoice(StrEnum):
@@ -272,3 +293,52 @@ def _latest_run() -> Path:
     if not ledgers:
         raise LedgerError(f"{RESULTS}/ holds no run; measure with `touchstone run` first, or name the folder of a run")
     return ledgers[-1].parent
+
+
+# --- one run against another ----------------------------------------------------------------------------------------
+
+
+class ComparisonFormat(StrEnum):
+    """How `compare` shows what it found."""
+
+    TABLE = "table"
+    MD = "md"
+    JSON = "json"
+
+
+@app.command(epilog=_REPRODUCE_EPILOG)
+def reproduce(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder of your run; the latest one in results/ by default.")
+    ] = None,
+    *,
+    against: Annotated[Path, typer.Option(help="Folder of the paper's run, with its ledger and claims.yaml.")] = Path(
+        "paper"
+    ),
+) -> None:
+    """Hold a run against the paper's, claim by claim; writes reproduction.en.md and reproduction.zh.md into DIR."""
+    from touchstone.reproduce.command import reproduce_run  # noqa: PLC0415  scipy is slow to load
+
+    try:
+        status = reproduce_run(directory or _latest_run(), against, _console)
+    except _USER_ERRORS as error:
+        _fail(str(error), REFUSED)
+    raise typer.Exit(status)
+
+
+@app.command(epilog=_COMPARE_EPILOG)
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of the run before.")],
+    second: Annotated[Path, typer.Argument(help="Folder of the run after, on the same machine.")],
+    *,
+    format: Annotated[  # noqa: A002  the option's name
+        ComparisonFormat, typer.Option(help="table: for the terminal. md, json: to keep.")
+    ] = ComparisonFormat.TABLE,
+) -> None:
+    """Hold two runs of one machine against each other: ratio B / A with interval and verdict for every metric."""
+    from touchstone.reproduce.command import compare_run_folders  # noqa: PLC0415  scipy is slow to load
+
+    try:
+        compare_run_folders(first, second, format.value, _console)
+    except _USER_ERRORS as error:
+        _fail(str(error), REFUSED)

@@ -51,7 +51,7 @@ class TestHelp:
 
     def test_commands_that_do_not_exist_yet_are_not_promised(self, command):
         _, text, _ = command("--help")
-        assert not any(name in text for name in ("verify", "reproduce", "compare"))
+        assert "verify" not in text
 
     def test_run_has_examples_of_its_own(self, command):
         status, text, _ = command("run", "--help")
@@ -85,7 +85,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["run", "--only", "7.7", "--device", "cpu", "--dry-run"], "--only names 7.7; the tests are 1.1"),
+            (["run", "--only", "7.7", "--device", "cpu", "--dry-run"], "--only names 7.7; the tests are 0.1, 1.1"),
             (
                 ["run", "--engine", "no_such_engine", "--device", "cpu", "--dry-run"],
                 "engine 'no_such_engine' cannot be",

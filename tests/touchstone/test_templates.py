@@ -24,6 +24,7 @@ from touchstone.reporting.markdown import (
     tidy,
 )
 from touchstone.reporting.values import Amount, Code, Term
+from touchstone.reproduce.outcomes import ClaimVerdict
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def environment(request, glossary):
 
 def test_templates_hold_no_typed_in_digits(environment):
     names = environment.list_templates(extensions=["j2"])
-    assert len(names) == 3
+    assert len(names) == 5
     for name in names:
         assert template_digit_faults(environment, environment.loader.get_source(environment, name)[0]) == ()
 
 
 def test_the_glossary_holds_no_typed_in_digits(glossary):
-    for section in (glossary.terms, glossary.verdicts, glossary.effects, glossary.units, glossary.checklist):
+    for section in (glossary.terms, glossary.verdicts, glossary.effects, glossary.claims, glossary.units, glossary.checklist):
         for word in section.values():
             assert [digits_in_text(text) for text in word.values() if digits_in_text(text)] == []
 
@@ -63,6 +64,7 @@ def test_every_term_speaks_both_languages(glossary):
 def test_every_verdict_and_unit_has_its_word(glossary):
     assert set(glossary.verdicts) == set(Verdict)
     assert set(glossary.effects) == set(EffectVerdict)
+    assert set(glossary.claims) == set(ClaimVerdict)
     assert set(Unit) <= set(glossary.units)
 
 

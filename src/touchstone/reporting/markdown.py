@@ -47,6 +47,7 @@ class Glossary:
     effects: Mapping[str, Mapping[str, str]]
     units: Mapping[str, Mapping[Language, str]]
     checklist: Mapping[str, Mapping[Language, str]]
+    claims: Mapping[str, Mapping[str, str]]
 
     @classmethod
     def load(cls, path: Path) -> Glossary:
@@ -55,7 +56,7 @@ class Glossary:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ReportError(f"{path} does not exist; the report is made from a clone of the repository") from None
-        sections = ("terms", "verdicts", "effects", "units", "checklist")
+        sections = ("terms", "verdicts", "effects", "units", "checklist", "claims")
         if missing := [name for name in sections if name not in content]:
             raise ReportError(f"{path} lacks the section [{missing[0]}]")
         return cls(*(content[name] for name in sections))
@@ -147,6 +148,7 @@ def markdown_environment(language: Language, glossary: Glossary, templates: Path
         path=lambda name: Markup(str(name)),  # noqa: S704  names that the report itself gives
         math=lambda formula: Markup(f"```math\n{formula}\n```"),  # noqa: S704  as above
         verdict=lambda key: _word({**glossary.effects, **glossary.verdicts}, key, language, "verdicts] or [effects"),
+        claim_verdict=lambda key: _word(glossary.claims, key, language, "claims"),
         checklist=lambda key: _word(glossary.checklist, key, language, "checklist"),
     )
     return environment
