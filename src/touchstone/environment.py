@@ -138,13 +138,13 @@ def cgroup_limits(membership: Path, mount: Path) -> CgroupLimits:
     A limit may stand at any level from the process's own group up to the mount, so all are read. Inside a container
     the path in /proc/self/cgroup may lie outside the mount; the mount's own files then tell the limit.
     """
-    groups = _group_directories(membership, mount)
+    groups = group_directories(membership, mount)
     cores = [value for group in groups if (value := _cpu_limit(group)) is not None]
     memory = [value for group in groups if (value := _memory_limit(group)) is not None]
     return CgroupLimits(min(cores, default=None), min(memory, default=None))
 
 
-def _group_directories(membership: Path, mount: Path) -> list[Path]:
+def group_directories(membership: Path, mount: Path) -> list[Path]:
     """Every directory that may limit this process: each line of /proc/self/cgroup, itself and all levels above."""
     try:
         lines = membership.read_text().splitlines()

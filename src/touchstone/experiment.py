@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from touchstone.records import Scalar, WorkloadSpec
 
+INSTRUMENT_TEST = "0.1"  # placebo and control: part of every run that holds a paired test
+EQUIVALENCE_MARGIN = 0.05  # "the same" means a ratio from 1 / 1.05 to 1.05
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
@@ -37,10 +39,14 @@ class Design(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One setting under test; `options` are engine options by name."""
+    """One setting under test; `options` are engine options by name.
+
+    `extra_output` asks for this share of output tokens more than the workload says: the known effect of a control.
+    """
 
     name: str
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    extra_output: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,8 @@ class Experiment:
     absent. The options of the arms, and `engine_options` that all arms share in a profile, are required of the engine
     as well.
 
-    In paired blocks the first arm is the baseline and the second the treatment.
+    In paired blocks the first arm is the baseline and every other one a treatment; `margins` says within which ratio
+    they count as equivalent. `repeat_last` lets each process end with its last run once more, outside all metrics.
     """
 
     plan_id: str
@@ -87,6 +94,8 @@ class Experiment:
     requires: frozenset[str] = frozenset()
     measure_memory: bool = False
     engine_options: Mapping[Profile, Mapping[str, Scalar]] = field(default_factory=dict)
+    margins: Mapping[Profile, float] = field(default_factory=lambda: dict.fromkeys(Profile, EQUIVALENCE_MARGIN))
+    repeat_last: bool = False
 
 
 def load_experiments(folder: Path = BENCH) -> tuple[Experiment, ...]:

@@ -133,7 +133,7 @@ class Trace(Record):
 
 
 class CanaryReading(Record):
-    """This machine's own speed at one moment, from work that never changes (`touchstone.canary`)."""
+    """Own speed of this machine at one moment, from work that never changes (`touchstone.canary`)."""
 
     flops_per_s: float = Field(gt=0, description="F: floating-point operations of a fixed matrix product, per second")
     bytes_per_s: float = Field(gt=0, description="B: bytes read and written by a fixed copy, per second")
@@ -294,7 +294,8 @@ class RunPlan(Record):
     engine_options: dict[str, Scalar]
     threads: int | None = Field(default=None, description="processor threads of each measuring process")
     canary_limit: float | None = Field(
-        default=None, description="a canary that moved by more makes an attempt invalid: larger / smaller rate - 1"
+        default=None,
+        description="a canary that moved by more makes an attempt invalid: larger / smaller rate - 1; None reads none",
     )
     telemetry_enforced: bool = Field(default=False, description="whether a disturbed machine makes an attempt invalid")
     tests: tuple[PlannedTest, ...]

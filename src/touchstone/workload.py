@@ -61,6 +61,13 @@ def fixed(
     )
 
 
+def with_extra_output(spec: WorkloadSpec, share: float) -> WorkloadSpec:
+    """Ask for so many more output tokens, rounded to whole ones; the prompts that are drawn stay the same."""
+    lengths = spec.output_tokens
+    longer = Lengths(low=round(lengths.low * (1 + share)), high=round(lengths.high * (1 + share)))
+    return spec.model_copy(update={"output_tokens": longer})
+
+
 def num_sharing(spec: WorkloadSpec) -> int:
     """Count the requests that begin with the common prefix: floor(shared_fraction x requests), in exact decimals."""
     return math.floor(_decimal(spec.shared_fraction) * spec.num_requests)

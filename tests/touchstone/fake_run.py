@@ -52,7 +52,7 @@ def experiment(plan_id, *, paired=False, **options):
     )
 
 
-def make_run(directory, experiments, *, seed=0, profile=Profile.QUICK, only=None, **hardware):
+def make_run(directory, experiments, *, seed=0, profile=Profile.QUICK, only=None, canary_limit=None, **hardware):
     folder = directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(TINY_CONFIG))
@@ -61,6 +61,7 @@ def make_run(directory, experiments, *, seed=0, profile=Profile.QUICK, only=None
     request = RunRequest(profile=profile, engine="fake_engine", device="cpu", dtype="float32", seed=seed, only=ids)
     here = environment(**hardware)
     plan = make_plan(request, experiments, here, model, load_adapter("fake_engine").capabilities())
+    plan = plan.model_copy(update={"canary_limit": canary_limit})  # None: loading torch takes longer than the test
     return orchestrate.Run(plan, here, model, directory, memory_tests=frozenset())
 
 

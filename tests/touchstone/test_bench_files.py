@@ -1,14 +1,14 @@
 import pytest
 
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
-from touchstone.experiment import Design, ExperimentError, Profile, load_experiments
+from touchstone.experiment import INSTRUMENT_TEST, Design, ExperimentError, Profile, load_experiments
 from touchstone.running.planning import REQUIREMENTS
 
 EXPERIMENTS = {experiment.plan_id: experiment for experiment in load_experiments()}
 
 
-def test_every_measured_test_of_the_plan_has_one_bench_file():
-    assert list(EXPERIMENTS) == ["1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3"]
+def test_every_measured_test_of_the_plan_and_the_instrument_itself_have_one_bench_file():
+    assert list(EXPERIMENTS) == ["0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
@@ -27,7 +27,7 @@ class TestEachBenchFile:
         assert tokens == sorted(tokens)
 
     def test_a_comparison_has_two_arms_of_the_same_options(self, experiment):
-        if experiment.design is Design.PAIRED_BLOCKS:
+        if experiment.design is Design.PAIRED_BLOCKS and experiment.plan_id != INSTRUMENT_TEST:
             baseline, treatment = experiment.arms
             assert baseline.options.keys() == treatment.options.keys()
             assert baseline.options != treatment.options
@@ -48,6 +48,12 @@ def test_the_paper_profile_runs_the_numbers_of_the_plan():
     assert (latency.concurrency, latency.input_tokens.low, latency.output_tokens.high) == (1, 512, 128)
     assert (prefix.num_requests, prefix.shared_fraction, prefix.prefix_fraction) == (100, 0.7, 0.8)
     assert EXPERIMENTS["3.3"].workload[Profile.PAPER].num_requests == 32
+
+
+def test_the_placebo_differs_in_nothing_and_the_control_in_a_tenth_of_the_output_alone():
+    baseline, placebo, control = EXPERIMENTS[INSTRUMENT_TEST].arms
+    assert baseline.options == placebo.options == control.options
+    assert (baseline.extra_output, placebo.extra_output, control.extra_output) == (0, 0, 0.1)
 
 
 def test_scaling_tests_share_the_workload_of_their_baseline():

@@ -49,9 +49,9 @@ def reasons(plan):
     return {missing.test_id: missing.reason for missing in plan.not_measured}
 
 
-def test_without_a_gpu_six_tests_are_measured_and_four_say_why_not(plan):
+def test_without_a_gpu_seven_tests_are_measured_and_four_say_why_not(plan):
     made = plan()
-    assert [test.test_id for test in made.tests] == ["1.1", "1.2", "1.3", "2.1", "2.2", "4.1"]
+    assert [test.test_id for test in made.tests] == ["0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "4.1"]
     assert reasons(made) == dict.fromkeys(["2.3", "3.1", "3.2", "3.3"], "no NVIDIA GPU on this machine")
     assert all("GPU" in missing.reason_zh for missing in made.not_measured)
 
@@ -90,7 +90,7 @@ def test_only_selects_and_names_what_it_left_out(plan):
 
 
 def test_an_unknown_test_is_refused_with_the_known_ones(plan):
-    with pytest.raises(PlanError, match=r"--only names 9\.9; the tests are 1\.1, .*4\.1"):
+    with pytest.raises(PlanError, match=r"--only names 9\.9; the tests are 0\.1, 1\.1, .*4\.1"):
         plan(only=("1.1", "9.9"))
 
 
@@ -104,11 +104,11 @@ class TestOrder:
     def test_rounds_interleave_the_tests(self, plan):
         rounds = [unit.process for unit in plan().units]
         assert rounds == sorted(rounds)
-        assert {unit.test_id for unit in plan().units[:6]} == {"1.1", "1.2", "1.3", "2.1", "2.2", "4.1"}
+        assert {unit.test_id for unit in plan().units[:7]} == {"0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "4.1"}
 
     def test_every_process_has_an_id_and_a_seed_of_its_own(self, plan):
         units = plan().units
-        assert len({unit.unit_id for unit in units}) == len({unit.seed for unit in units}) == len(units) == 28
+        assert len({unit.unit_id for unit in units}) == len({unit.seed for unit in units}) == len(units) == 34
 
     def test_blocks_are_abba_or_baab_and_both_come(self, plan):
         orders = Counter(unit.arm_order for seed in range(8) for unit in plan(seed=seed).units if unit.test_id == "2.1")
@@ -177,3 +177,29 @@ def test_the_tiny_model_runs_on_one_thread_and_a_real_one_on_all(plan, tmp_path)
 def test_a_real_environment_can_be_planned_for(tiny):
     request = RunRequest(Profile.SMOKE, "nanoinfer", "cpu", "float32", 0)
     assert make_plan(request, EXPERIMENTS, capture(), tiny, ALL).tests
+
+
+class TestTheInstrumentsOwnTest:
+    @pytest.mark.parametrize(("only", "tests"), [(("2.1",), ["0.1", "2.1"]), (("1.1",), ["1.1"])])
+    def test_it_joins_every_choice_that_holds_a_paired_test(self, plan, only, tests):
+        assert [test.test_id for test in plan(only=only).tests] == tests
+
+    def test_its_blocks_run_every_arm_forth_and_back(self, plan):
+        orders = {unit.arm_order for seed in range(4) for unit in plan(seed=seed).units if unit.test_id == "0.1"}
+        assert all(order == tuple(reversed(order)) and len(set(order)) == 3 for order in orders)
+        assert len(orders) > 2
+
+    def test_its_longest_outputs_fit_the_model_length(self, plan):
+        own = next(test for test in plan().tests if test.test_id == "0.1")
+        assert own.engine_options["max_model_len"] == 16 + 44
+        assert own.repeat_last
+
+    def test_the_limits_of_validity_are_part_of_the_plan(self, plan):
+        assert (plan().canary_limit, plan().telemetry_enforced) == (2.0, False)
+        paper = plan(profile=Profile.PAPER)
+        assert (paper.canary_limit, paper.telemetry_enforced) == (0.03, True)
+        assert {test.test_id: test.margin for test in plan().tests if test.margin} == {
+            "0.1": 0.1,
+            "2.1": 0.05,
+            "2.2": 0.05,
+        }

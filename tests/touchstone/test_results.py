@@ -133,7 +133,7 @@ def test_results_cover_the_whole_plan_in_its_order_and_say_why_tests_are_missing
     assert reasons["3.2"] == ("this host has no GPU", "本机没有 GPU")
     assert "before this test began" in reasons["1.3"][0]
     assert "not part of" in reasons["4.1"][0]
-    memory = results[2]
+    memory = next(result for result in results if result.test_id == "1.3")
     assert memory.results == {"model_weight_memory_gb": None}
     assert memory.evidence is None
 
@@ -424,10 +424,10 @@ def test_unexplained_tool_difference_fails_its_check(tmp_path):
 def test_written_files_read_back_as_the_same_results(tmp_path):
     results = derive_results(throughput_run(tmp_path / "run").write(), EXPERIMENTS)
     paths = write_results(results, tmp_path / "out")
-    assert [path.name for path in paths][:2] == ["1.1_throughput.json", "1.2_latency.json"]
-    assert len(paths) == 10
+    assert [path.name for path in paths][:2] == ["0.1_instrument.json", "1.1_throughput.json"]
+    assert len(paths) == 11
     assert [Result.model_validate_json(path.read_text()) for path in paths] == list(results)
-    assert "文字" in paths[0].read_text(), "Chinese is written as such"
+    assert "文字" in paths[1].read_text(), "Chinese is written as such"
     assert list((tmp_path / "out").glob(".*")) == []
     shape = ["test_name", "test_date", "hardware", "method", "parameters", "results", "how_obtained", "verification"]
     assert set(shape) <= set(json.loads(paths[0].read_text()))

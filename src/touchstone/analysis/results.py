@@ -19,7 +19,7 @@ from touchstone.analysis.prose import describe_hardware, how_obtained, verificat
 from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
 from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results
 from touchstone.canonical import atomic_write
-from touchstone.experiment import Bilingual
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.ledger import LEDGER_NAME
 from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result
 
@@ -40,6 +40,7 @@ class PlannedResult:
 
 
 PLAN: dict[str, PlannedResult] = {
+    INSTRUMENT_TEST: PlannedResult("instrument", Bilingual("The instrument's own checks", "仪器自检")),
     "1.1": PlannedResult("throughput", Bilingual("Throughput", "吞吐量测试")),
     "1.2": PlannedResult("latency", Bilingual("Latency", "延迟测试")),
     "1.3": PlannedResult("memory", Bilingual("Memory", "内存使用测试")),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from scipy import stats
 
+from touchstone.experiment import EQUIVALENCE_MARGIN
 from touchstone.records import Interval, Verdict
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ LEVEL = 0.95
 ALPHA = 0.05
 TOLERANCE = 0.05  # the plan's ±5 %
 DRIFT_LIMIT = 0.025  # half of the tolerance may be a trend
-MARGIN = 0.05  # "the same" means a ratio from 1 / 1.05 to 1.05
+MARGIN = EQUIVALENCE_MARGIN
 MIN_FOR_VERDICT = 3  # below it neither spread nor trend can be seen
 MIN_FOR_INTERVAL = 6  # smallest n at which [min, max] is a 95 % interval of the median: 1 - 2 / 2^6 = 96.9 %
 EXTENDED = 12
@@ -39,13 +40,14 @@ class StatisticsError(ValueError):
 
 
 class EffectVerdict(StrEnum):
-    """What paired blocks say about the ratio treatment / baseline."""
+    """What paired blocks say about the ratio treatment / baseline; VOID where the run's placebo or control failed."""
 
     HIGHER = "HIGHER"
     LOWER = "LOWER"
     EQUIVALENT = "EQUIVALENT"
     INCONCLUSIVE = "INCONCLUSIVE"
     INSUFFICIENT = "INSUFFICIENT"
+    VOID = "VOID"
 
 
 class Reproduction(StrEnum):
@@ -276,22 +278,22 @@ class AblationEffect:
     verdict: EffectVerdict
 
 
-def ablation_effects(families: Sequence[Sequence[float]]) -> tuple[AblationEffect, ...]:
+def ablation_effects(families: Sequence[Sequence[float]], margin: float = MARGIN) -> tuple[AblationEffect, ...]:
     """Judge a family of effects, one sequence of block log-ratios each.
 
     Holm is applied to the t tests. Applied to the sign flips it could never reject two effects at n = 6, for
     2 x 2 / 2^6 = 0.0625; the sign flip stands beside as the test that needs no normal distribution.
 
     The first rule that holds gives the verdict: INSUFFICIENT below 6 blocks; HIGHER or LOWER where Holm's p and the
-    sign flip's p are both at most 5 %; EQUIVALENT where two one-sided t tests place the ratio within ±5 %;
+    sign flip's p are both at most 5 %; EQUIVALENT where two one-sided t tests place the ratio within the margin;
     INCONCLUSIVE.
     """
     testable = [index for index, blocks in enumerate(families) if len(blocks) >= 2]  # noqa: PLR2004  t needs two
     adjusted = dict(zip(testable, holm([paired_t_p(families[index]) for index in testable]), strict=True))
-    return tuple(_ablation_effect(blocks, adjusted.get(index)) for index, blocks in enumerate(families))
+    return tuple(_ablation_effect(blocks, adjusted.get(index), margin) for index, blocks in enumerate(families))
 
 
-def _ablation_effect(log_ratios: Sequence[float], p_holm: float | None) -> AblationEffect:
+def _ablation_effect(log_ratios: Sequence[float], p_holm: float | None, margin: float) -> AblationEffect:
     _need(log_ratios, 1)
     several = p_holm is not None
     exact = min_blocks_to_reject() <= len(log_ratios) <= MAX_FOR_EXACT
@@ -303,16 +305,18 @@ def _ablation_effect(log_ratios: Sequence[float], p_holm: float | None) -> Ablat
         p_t=paired_t_p(log_ratios) if several else None,
         p_sign_flip=p_sign_flip,
         p_holm=p_holm,
-        verdict=_effect_verdict(log_ratios, p_holm, p_sign_flip),
+        verdict=_effect_verdict(log_ratios, p_holm, p_sign_flip, margin),
     )
 
 
-def _effect_verdict(log_ratios: Sequence[float], p_holm: float | None, p_sign_flip: float | None) -> EffectVerdict:
+def _effect_verdict(
+    log_ratios: Sequence[float], p_holm: float | None, p_sign_flip: float | None, margin: float
+) -> EffectVerdict:
     if p_holm is None or p_sign_flip is None:
         return EffectVerdict.INSUFFICIENT
     if p_holm <= ALPHA and p_sign_flip <= ALPHA:
         return EffectVerdict.HIGHER if float(np.mean(log_ratios)) > 0 else EffectVerdict.LOWER
-    return EffectVerdict.EQUIVALENT if is_equivalent(log_ratios) else EffectVerdict.INCONCLUSIVE
+    return EffectVerdict.EQUIVALENT if is_equivalent(log_ratios, margin) else EffectVerdict.INCONCLUSIVE
 
 
 # --- a reviewer's run against the paper's ---------------------------------------------------------------------------

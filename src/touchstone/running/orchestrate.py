@@ -31,6 +31,7 @@ from touchstone.records import (
 )
 from touchstone.running.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
 from touchstone.running.worker import WorkerRequest, WorkerResult
+from touchstone.validity import readings_of, why_canary_invalid, why_telemetry_invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -256,6 +257,8 @@ def _attempt(unit: UnitPlan, run: Run, ledger: Ledger, progress: Progress, inter
             outcome = _measure(unit, run, number, interrupts)
     except KeyboardInterrupt as error:
         interrupt, outcome = error, _failure(INTERRUPTED)
+    if isinstance(outcome, WorkerResult):
+        outcome = _judged_by_machine(outcome, run.plan, ledger)
     _record(outcome, pending, run, ledger)
     _pending_path(run.directory).unlink()
     reason = outcome.reason if isinstance(outcome, WorkerResult) else None
@@ -283,9 +286,22 @@ def _record(outcome: WorkerResult | CodeMetrics, pending: Pending, run: Run, led
             "engine": outcome.engine,
             "startup_s": outcome.startup_s,
             "measurements": outcome.measurements,
+            "repeated": outcome.repeated,
         }
     )
     ledger.append(EntryKind.ATTEMPT, attempt)
+
+
+def _judged_by_machine(outcome: WorkerResult, plan: RunPlan, ledger: Ledger) -> WorkerResult:
+    """Make a result invalid where the machine changed or was disturbed; its own times are not looked at."""
+    if outcome.reason is not None:
+        return outcome
+    earlier = [entry.body for entry in ledger.entries if isinstance(entry.body, Attempt)]
+    readings = readings_of(measurement for attempt in earlier for measurement in attempt.measurements)
+    reason = why_canary_invalid(outcome.measurements, readings, plan.canary_limit)
+    if reason is None and plan.telemetry_enforced:
+        reason = why_telemetry_invalid(outcome.measurements)
+    return outcome.model_copy(update={"reason": reason})
 
 
 def _failure(reason: str) -> WorkerResult:
@@ -347,6 +363,8 @@ def _worker_request(unit: UnitPlan, test: PlannedTest, run: Run, result_file: Pa
         arms=tuple(arm for arm in test.arms if arm.name in wanted),
         workload=test.workload,
         measure_memory=test.test_id in run.memory_tests,
+        repeat_last=test.repeat_last,
+        read_canary=run.plan.canary_limit is not None,
         run_dir=str(run.directory),
         result_file=str(result_file),
         parent_pid=os.getpid(),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.environment import usable_memory_bytes, usable_threads
-from touchstone.experiment import Bilingual, Design, Experiment, Profile
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile
 from touchstone.records import SCHEMA_VERSION, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
 from touchstone.running.models import TINY_SOURCE
-from touchstone.workload import derive_seed, shuffled
+from touchstone.validity import canary_limit
+from touchstone.workload import derive_seed, shuffled, with_extra_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,6 +150,7 @@ def make_plan(
 ) -> RunPlan:
     """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind."""
     _check_request(request, experiments)
+    request = _with_instrument(request, experiments)
     facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities)
     planned: list[tuple[PlannedTest, Design]] = []
     not_measured: list[NotMeasured] = []
@@ -173,6 +175,8 @@ def make_plan(
         "model": model.spec,
         "engine_options": {},
         "threads": _threads(environment.hardware, model),
+        "canary_limit": canary_limit(request.profile.value, request.device),
+        "telemetry_enforced": request.profile is Profile.PAPER,
         "tests": tuple(test for test, _ in planned),
         "units": _order_units(planned, request.seed),
         "not_measured": tuple(not_measured),
@@ -192,6 +196,15 @@ def _check_request(request: RunRequest, experiments: Sequence[Experiment]) -> No
     known = [*(experiment.plan_id for experiment in experiments), CODE_TEST]
     if unknown := sorted(set(request.only) - set(known)):
         raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}")
+
+
+def _with_instrument(request: RunRequest, experiments: Sequence[Experiment]) -> RunRequest:
+    """Add placebo and control to a choice that holds a paired test, whose verdicts are void without them."""
+    paired = {experiment.plan_id for experiment in experiments if experiment.design is Design.PAIRED_BLOCKS}
+    known = {experiment.plan_id for experiment in experiments}
+    if not paired & set(request.only) or INSTRUMENT_TEST not in known - set(request.only):
+        return request
+    return replace(request, only=(*request.only, INSTRUMENT_TEST))
 
 
 def _selected(test_id: str, request: RunRequest) -> bool:
@@ -230,12 +243,13 @@ def _plan_test(
     capabilities: Capabilities,
 ) -> PlannedTest:
     workload = experiment.workload[request.profile]
+    longest = with_extra_output(workload, max(arm.extra_output for arm in experiment.arms))
     layout = layout_of(experiment, request.profile)
     engines = len(experiment.arms) if experiment.design is Design.PAIRED_BLOCKS else 1
     shared = dict(experiment.engine_options.get(request.profile, {}))
     sized: dict[str, Scalar] = {
-        "kv_cache_bytes": _kv_cache_bytes(workload, request, hardware, config, engines, shared.get("max_num_seqs")),
-        "max_model_len": workload.input_tokens.high + workload.output_tokens.high,
+        "kv_cache_bytes": _kv_cache_bytes(longest, request, hardware, config, engines, shared.get("max_num_seqs")),
+        "max_model_len": longest.input_tokens.high + longest.output_tokens.high,
     }
     shared |= {name: value for name, value in sized.items() if name in capabilities.options and name not in shared}
     runs = layout.warmups * engines + layout.repetitions * (2 * engines if engines > 1 else 1)
@@ -243,13 +257,17 @@ def _plan_test(
     return PlannedTest(
         test_id=experiment.plan_id,
         engine=request.engine,
-        arms=tuple(ArmSpec(name=arm.name, options=dict(arm.options)) for arm in experiment.arms),
+        arms=tuple(
+            ArmSpec(name=arm.name, options=dict(arm.options), extra_output=arm.extra_output) for arm in experiment.arms
+        ),
         workload=workload,
         num_processes=layout.processes,
         num_repetitions=layout.repetitions,
         num_warmups=layout.warmups,
         estimated_s=round(processes * _estimate_s(workload, request.device, config, runs), 1),
         engine_options=shared,
+        margin=experiment.margins[request.profile] if experiment.design is Design.PAIRED_BLOCKS else None,
+        repeat_last=experiment.repeat_last,
     )
 
 
@@ -368,10 +386,15 @@ def _arm_orders(test: PlannedTest, design: Design, unit_seed: int) -> Iterator[t
     if not test.arms:
         yield "p", ()
     elif design is Design.PAIRED_BLOCKS:
-        first, second = (arm.name for arm in test.arms)
-        if Random(derive_seed(unit_seed, "coin")).random() < 1 / 2:
-            first, second = second, first
-        yield "b", (first, second, second, first)
+        forth = _block_order([arm.name for arm in test.arms], unit_seed)
+        yield "b", (*forth, *reversed(forth))
     else:
         for arm in test.arms:
             yield ("p" if len(test.arms) == 1 else f"{arm.name.replace(' ', '')}-p"), (arm.name,)
+
+
+def _block_order(names: Sequence[str], unit_seed: int) -> list[str]:
+    """Order the arms of a block by chance; run forth and back, each arm's mean position is the block's middle."""
+    if len(names) == 2:  # noqa: PLR2004  a pair is turned round by one coin
+        return list(reversed(names)) if Random(derive_seed(unit_seed, "coin")).random() < 1 / 2 else list(names)
+    return shuffled(Random(derive_seed(unit_seed, "coin")), names)

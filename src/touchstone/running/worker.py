@@ -18,14 +18,16 @@ from touchstone.canonical import atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
 from touchstone.engines.base import EngineError, EngineSpec
 from touchstone.engines.registry import build_engine
-from touchstone.records import ArmSpec, EngineFacts, Measurement, Record, Scalar, UnitPlan, WorkloadSpec
+from touchstone.records import ArmSpec, Canary, EngineFacts, Measurement, Record, Scalar, UnitPlan, WorkloadSpec
+from touchstone.telemetry import TelemetrySampler
 from touchstone.trace import store_trace, what_is_wrong
-from touchstone.workload import build, derive_seed
+from touchstone.workload import build, derive_seed, with_extra_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from touchstone.engines.base import Engine
+    from touchstone.canary import MachineCanary
+    from touchstone.engines.base import Engine, GenerationRequest
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,6 +45,8 @@ class WorkerRequest(Record):
     arms: tuple[ArmSpec, ...]
     workload: WorkloadSpec
     measure_memory: bool
+    repeat_last: bool = False
+    read_canary: bool = True
     run_dir: str
     result_file: str
     parent_pid: int
@@ -55,6 +59,7 @@ class WorkerResult(Record):
     startup_s: float | None
     measurements: tuple[Measurement, ...]
     reason: str | None
+    repeated: Measurement | None = None
 
 
 def main() -> None:
@@ -74,6 +79,7 @@ def main() -> None:
 def run_unit(request: WorkerRequest) -> WorkerResult:
     """Build one engine for each arm of the unit, warm up, and time the runs in the planned order."""
     with ExitStack() as stack:
+        canary = _canary(request)  # before the engines, whose memory is measured
         begin_ns = now_ns()
         engines: dict[str, Engine] = {}
         for arm in request.arms:
@@ -81,9 +87,13 @@ def run_unit(request: WorkerRequest) -> WorkerResult:
             stack.callback(engines[arm.name].close)
         startup_s = seconds_since(begin_ns)
         _warm_up(request, engines)
-        measurements, reason = _timed_runs(request, engines)
+        bench = _Bench(request, engines, canary)
+        measurements = tuple(bench.time(*planned) for planned in schedule(request.unit))
+        repeated = bench.time_again(measurements[-1]) if request.repeat_last else None
         facts = _facts({name: engine.facts() for name, engine in engines.items()})
-    return WorkerResult(engine=facts, startup_s=startup_s, measurements=measurements, reason=reason)
+    return WorkerResult(
+        engine=facts, startup_s=startup_s, measurements=measurements, reason=bench.reason, repeated=repeated
+    )
 
 
 def timed_seed(unit: UnitPlan, pair: int) -> int:
@@ -112,36 +122,73 @@ def _spec(request: WorkerRequest, arm: ArmSpec) -> EngineSpec:
 def _warm_up(request: WorkerRequest, engines: Mapping[str, Engine]) -> None:
     """Run the workload at full size on prompts that are never timed, so that no prefix of theirs helps later."""
     for index in range(request.unit.num_warmups):
-        for engine in engines.values():
-            prompts = build(request.workload, engine.vocabulary_size, derive_seed(request.unit.seed, "warm-up", index))
+        for arm, engine in engines.items():
+            prompts = _prompts(request, arm, engine, derive_seed(request.unit.seed, "warm-up", index))
             engine.generate(prompts, concurrency=request.workload.concurrency)
 
 
-def _timed_runs(request: WorkerRequest, engines: Mapping[str, Engine]) -> tuple[tuple[Measurement, ...], str | None]:
-    """Time every run of the schedule; the reason of the first one that is not the work asked for, if any."""
-    measurements: list[Measurement] = []
-    reason: str | None = None
-    for position, pair, arm in schedule(request.unit):
-        engine, seed = engines[arm], timed_seed(request.unit, pair)
-        prompts = build(request.workload, engine.vocabulary_size, seed)
+def _prompts(request: WorkerRequest, arm: str, engine: Engine, seed: int) -> list[GenerationRequest]:
+    extra = next(spec.extra_output for spec in request.arms if spec.name == arm)
+    return build(with_extra_output(request.workload, extra), engine.vocabulary_size, seed)
+
+
+class _Bench:
+    """Times single runs, each between two canary readings and under telemetry.
+
+    `reason` says why the first run that was not the work asked for was not; None while all were.
+    """
+
+    def __init__(self, request: WorkerRequest, engines: Mapping[str, Engine], canary: MachineCanary | None) -> None:
+        self.reason: str | None = None
+        self._request, self._engines, self._canary = request, engines, canary
+        self._gpus = _gpu_uuids(request.device)
+
+    def time(self, position: int, pair: int, arm: str) -> Measurement:
+        """Run an arm once on the prompts of its pair and store the trace."""
+        request, engine, seed = self._request, self._engines[arm], timed_seed(self._request.unit, pair)
+        prompts = _prompts(request, arm, engine, seed)
         started_at = utc_now()
-        trace = engine.generate(prompts, concurrency=request.workload.concurrency)
+        before = self._canary and self._canary.read()
+        with TelemetrySampler(self._gpus) as telemetry:
+            trace = engine.generate(prompts, concurrency=request.workload.concurrency)
+        after = self._canary and self._canary.read()
         if (wrong := what_is_wrong(trace, prompts)) is not None:
-            reason = reason or f"run {position} of arm {arm!r}: {wrong}"
-        measurements.append(
-            Measurement(
-                unit_id=request.unit.unit_id,
-                test_id=request.unit.test_id,
-                arm=arm,
-                position=position,
-                repetition=pair,
-                seed=seed,
-                started_at=started_at,
-                trace_sha256=store_trace(Path(request.run_dir), trace),
-                memory=engine.memory() if request.measure_memory else None,
-            )
+            self.reason = self.reason or f"run {position} of arm {arm!r}: {wrong}"
+        return Measurement(
+            unit_id=request.unit.unit_id,
+            test_id=request.unit.test_id,
+            arm=arm,
+            position=position,
+            repetition=pair,
+            seed=seed,
+            started_at=started_at,
+            trace_sha256=store_trace(Path(request.run_dir), trace),
+            memory=engine.memory() if request.measure_memory else None,
+            canary=Canary(before=before, after=after) if before and after else None,
+            telemetry=telemetry.result,
         )
-    return tuple(measurements), reason
+
+    def time_again(self, last: Measurement) -> Measurement:
+        """Run the last run's prompts once more on the same engine, which has just answered them."""
+        return self.time(last.position + 1, last.repetition, last.arm)
+
+
+def _canary(request: WorkerRequest) -> MachineCanary | None:
+    if not request.read_canary:
+        return None
+    from touchstone.canary import MachineCanary  # noqa: PLC0415  a run without it need not load torch
+
+    return MachineCanary(request.device, request.dtype)
+
+
+def _gpu_uuids(device: str) -> tuple[str, ...]:
+    """Name the devices that this process sees, as the driver names them; none without a GPU."""
+    if not device.startswith("cuda"):
+        return ()
+    import torch  # noqa: PLC0415  needed with a GPU only
+
+    visible = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return tuple(f"GPU-{properties.uuid}" for properties in visible)
 
 
 def _facts(of_arms: Mapping[str, EngineFacts]) -> EngineFacts:

@@ -1,0 +1,87 @@
+"""A fixed matrix product, a fixed copy and a smallest operation: this machine's own peaks, right beside a timed run.
+
+The same work every time, so that a reading that moves says that the machine changed and not the engine. The readings
+also are the F and B of the roofline (Williams, Waterman, Patterson 2009), so that no vendor's figure is quoted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from touchstone.clock import timed_region
+from touchstone.records import CanaryReading
+
+NS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class CanarySize:
+    """How large the work is: the product of two (n, n) matrices, and a copy of so many bytes."""
+
+    matrix: int
+    copied_bytes: int
+    repetitions: int
+    warm_ups: int
+
+
+# CPU: 0.4 ms and 0.15 ms on one core of 2020, 25 ms a reading altogether, so that some repetition falls between the
+# time slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B below the
+# true one would make the roofline's floor too high to be a floor.
+# GPU: large enough to fill the device (1 ms and more) and far beyond its cache; the warm-ups let its clocks rise from
+# idle. The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
+CPU_SIZE = CanarySize(matrix=256, copied_bytes=4 << 20, repetitions=20, warm_ups=2)
+GPU_SIZE = CanarySize(matrix=8192, copied_bytes=512 << 20, repetitions=10, warm_ups=10)
+SMALLEST_OPERATIONS = 100
+
+
+class MachineCanary:
+    """The work and its buffers, which are made once: made later, they would look like the engine's memory."""
+
+    def __init__(self, device: str, dtype: str, size: CanarySize | None = None) -> None:
+        self._device = device
+        self._size = size or (GPU_SIZE if device.startswith("cuda") else CPU_SIZE)
+        shape = (self._size.matrix, self._size.matrix)
+        # Random numbers, because a device that multiplies ones draws less power and clocks higher; from a generator of
+        # its own, because the engine's must not be advanced.
+        numbers = torch.Generator(device).manual_seed(0)
+        self._left, self._right = (
+            torch.randn(shape, generator=numbers, dtype=getattr(torch, dtype), device=device) for _ in range(2)
+        )
+        self._product = torch.empty_like(self._left)
+        self._source = torch.ones(self._size.copied_bytes, dtype=torch.uint8, device=device)
+        self._target = torch.empty_like(self._source)
+        self._one = torch.zeros(1, device=device)
+
+    @torch.inference_mode()
+    def read(self) -> CanaryReading:
+        """Do the work and say how fast it went: rates from the fastest repetition of each part."""
+        for _ in range(self._size.warm_ups):
+            self._multiply()
+            self._copy()
+        repetitions = range(self._size.repetitions)
+        product_ns = min(self._multiply() for _ in repetitions)
+        copy_ns = min(self._copy() for _ in repetitions)
+        start_ns = min(self._start_operations() for _ in repetitions)
+        return CanaryReading(
+            flops_per_s=2 * self._size.matrix**3 / product_ns * NS_PER_S,
+            bytes_per_s=2 * self._size.copied_bytes / copy_ns * NS_PER_S,
+            operation_s=start_ns / SMALLEST_OPERATIONS / NS_PER_S,
+        )
+
+    def _multiply(self) -> int:
+        with timed_region(self._device) as region:
+            torch.mm(self._left, self._right, out=self._product)
+        return region.duration_ns
+
+    def _copy(self) -> int:
+        with timed_region(self._device) as region:
+            self._target.copy_(self._source)
+        return region.duration_ns
+
+    def _start_operations(self) -> int:
+        with timed_region(self._device) as region:
+            for _ in range(SMALLEST_OPERATIONS):
+                self._one.add_(1)
+        return region.duration_ns

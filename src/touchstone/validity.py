@@ -1,0 +1,104 @@
+"""When a timed run is invalid for a reason of the machine, decided without looking at the run's own time.
+
+The limits are part of the plan, so they are hashed before anything is measured.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from touchstone.records import Canary, CanaryReading, Measurement, Telemetry
+
+# How far a canary may move: larger rate / smaller rate - 1.
+#
+# Paper: 3 %. On an idle machine of one host the fastest of ten repetitions repeats within 1 %, and half of the plan's
+# ±5 % must not be the machine's.
+# GPU in a short run: 10 %. A short run begins before the clocks have settled.
+# CPU in a short run: a factor of 3. A laptop or a shared machine changes its clocks and its neighbours all the time;
+# 3 % would leave no run valid, and one busy neighbour on the core's other thread already halves a rate (F between 52
+# and 96 GFLOP/s was seen within seconds). Beyond a factor of 3 the core was not this run's. What lies between 3 % and
+# that is printed with the numbers, and shows in their spread and in the placebo.
+PAPER_CANARY_LIMIT = 0.03
+GPU_CANARY_LIMIT = 0.10
+CPU_CANARY_LIMIT = 2.0
+
+# More than 1 % of a run stopped by the CPU quota is a fifth of the plan's ±5 % and not the engine's.
+MAX_THROTTLED_SHARE = 0.01
+# Half a core busy with other work beside the run: its caches and its memory bandwidth are shared.
+MAX_OTHER_BUSY_CORES = 0.5
+# A hardware or thermal slowdown for more than 1 % of the run. The software power cap is not among them: a device at
+# full load runs at its power limit by design.
+MAX_SLOWDOWN_SHARE = 0.01
+DISTURBING_SLOWDOWNS = frozenset({"software thermal", "hardware thermal", "power brake"})
+
+
+def canary_limit(profile: str, device: str) -> float:
+    """Return the limit of a profile ("smoke", "quick", "paper") on a kind of device."""
+    if profile == "paper":
+        return PAPER_CANARY_LIMIT
+    return GPU_CANARY_LIMIT if device.startswith("cuda") else CPU_CANARY_LIMIT
+
+
+def readings_of(measurements: Iterable[Measurement]) -> tuple[CanaryReading, ...]:
+    """List the canary readings of timed runs, before and after each, in their order."""
+    canaries = (measurement.canary for measurement in measurements if measurement.canary is not None)
+    return tuple(reading for canary in canaries for reading in (canary.before, canary.after))
+
+
+def canary_move(canary: Canary, all_readings: Sequence[CanaryReading]) -> float:
+    """Return the largest move of F or B around one run: before to after, and either against the run's own median."""
+    moves = []
+    for name in ("flops_per_s", "bytes_per_s"):
+        before, after = getattr(canary.before, name), getattr(canary.after, name)
+        centre = median(getattr(reading, name) for reading in all_readings)
+        moves += [_move(before, after), _move(before, centre), _move(after, centre)]
+    return max(moves)
+
+
+def why_canary_invalid(
+    measurements: Sequence[Measurement], earlier: Sequence[CanaryReading], limit: float | None
+) -> str | None:
+    """Say which run's canary moved by more than the limit; None when none did or no limit was declared."""
+    readings = (*earlier, *readings_of(measurements))
+    for measurement in measurements if limit is not None else ():
+        if measurement.canary is None:
+            continue
+        move = canary_move(measurement.canary, readings)
+        if limit is not None and move > limit:
+            return (
+                f"the machine changed around run {measurement.position} of arm {measurement.arm!r}: the canary moved "
+                f"by {move:.1%}, allowed are {limit:.0%}"
+            )
+    return None
+
+
+def why_disturbed(telemetry: Telemetry) -> str | None:
+    """Say what disturbed the machine during a run; None when nothing did, as far as it can be told."""
+    if (telemetry.throttled_s or 0.0) > MAX_THROTTLED_SHARE * telemetry.duration_s:
+        return f"the CPU quota stopped the run for {telemetry.throttled_s:.3f} s of {telemetry.duration_s:.3f} s"
+    if (telemetry.other_busy_cores or 0.0) > MAX_OTHER_BUSY_CORES:
+        return f"other processes kept {telemetry.other_busy_cores:.2f} cores busy"
+    for gpu in telemetry.gpus:
+        if gpu.other_processes:
+            return f"{gpu.other_processes} other process(es) on GPU {gpu.index}"
+        for reason, seconds in (gpu.slowdown_s or {}).items():
+            if reason in DISTURBING_SLOWDOWNS and seconds > MAX_SLOWDOWN_SHARE * telemetry.duration_s:
+                return f"GPU {gpu.index} was held down for {seconds:.3f} s ({reason})"
+    return None
+
+
+def why_telemetry_invalid(measurements: Sequence[Measurement]) -> str | None:
+    """Say which run was disturbed; None when none was."""
+    for measurement in measurements:
+        reason = None if measurement.telemetry is None else why_disturbed(measurement.telemetry)
+        if reason is not None:
+            return f"run {measurement.position} of arm {measurement.arm!r}: {reason}"
+    return None
+
+
+def _move(one: float, other: float) -> float:
+    return max(one, other) / min(one, other) - 1
