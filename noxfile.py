@@ -65,6 +65,12 @@ def quality(session: nox.Session) -> None:
 
 
 @nox.session
+def verify(session: nox.Session) -> None:
+    """Work every number of a report out again from its ledger alone: -- FOLDER, the latest run by default."""
+    session.run(python_of(session), "-m", "touchstone", "verify", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the CPU tests in parallel with coverage, or pytest with exactly the arguments given: -- -m gpu."""
     parallel = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")

@@ -23,12 +23,15 @@ from touchstone.run_command import ReportError, RunOptions, plan_run, report_pat
 from touchstone.running.models import ModelError
 from touchstone.running.orchestrate import ResumeError
 from touchstone.running.planning import CODE_TEST, PlanError, layout_of
+from touchstone.verify.outcome import NotARunError
 
 if TYPE_CHECKING:
     from touchstone.records import Environment, RunPlan
+    from touchstone.verify.outcome import Outcome
 
 OK, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 RESULTS = Path("results")
+SHOWN_FAULTS = 20
 
 _EXIT_CODES = """
 Exit codes: 0 all well; 1 something failed or is invalid; 2 bad usage or input; 3 the machine is not fit for this run;
@@ -42,6 +45,7 @@ How fast is an LLM inference engine, really, and which of its ideas pay?
   touchstone run                           measure what this machine can, in the profile that fits it
   touchstone run --only 1.1,2.1 --dry-run  look at the plan of two tests and its time first
   touchstone report                        write the report of the latest run, in Chinese and in English
+  touchstone verify                        work every number of that report out again, from its ledger alone
   touchstone reproduce --against paper     hold the latest run against the paper's, claim by claim
   touchstone compare BEFORE AFTER          hold two runs of this machine against each other
 
@@ -78,6 +82,7 @@ _USER_ERRORS = (
     ExperimentError,
     LedgerError,
     ModelError,
+    NotARunError,
     PlanError,
     ReportError,
     ResumeError,
@@ -286,6 +291,41 @@ def report(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
         _console.print(str(out), highlight=False, soft_wrap=True)
+
+
+# --- verify ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def verify(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder of a run with its report; the latest one in results/ by default.")
+    ] = None,
+) -> None:
+    """Work every printed number out again from the ledger alone, with code of its own; no GPU is needed."""
+    from touchstone.verify.verification import verify_run  # noqa: PLC0415  no other command needs it
+
+    outcomes = verify_run(directory or _latest_run())
+    _console.print(_outcome_table(outcomes))
+    faults = [str(fault) for outcome in outcomes for fault in outcome.faults]
+    for fault in faults[:SHOWN_FAULTS]:
+        _console.print(f"[red]-[/red] {escape(fault)}", highlight=False, soft_wrap=True)
+    if len(faults) > SHOWN_FAULTS:
+        _console.print(f"and {len(faults) - SHOWN_FAULTS} more")
+    if not all(outcome.passed for outcome in outcomes):
+        sys.exit(FAILED)
+
+
+def _outcome_table(outcomes: tuple[Outcome, ...]) -> Table:
+    table = Table("check", "what", "looked at", "outcome")
+    table.columns[2].justify = "right"
+    for outcome in outcomes:
+        word = (
+            "[green]passed" if outcome.passed else "[yellow]not reached" if outcome.examined is None else "[red]failed"
+        )
+        count = "" if outcome.examined is None else f"{outcome.examined:,}"
+        table.add_row(outcome.id, outcome.statement, count, word)
+    return table
 
 
 def _latest_run() -> Path:

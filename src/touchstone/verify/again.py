@@ -1,0 +1,74 @@
+"""Results, report and figures made once more by the code that made them, and the bytes compared.
+
+It catches what numbers cannot tell: a changed word, a verdict, a line left out, a figure. That the arithmetic is right
+is not shown here but by `expected` and `printed`, which share none of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from touchstone.analysis.results import write_results
+from touchstone.reporting.lint import template_digit_faults
+from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary, markdown_environment
+from touchstone.reporting.report import render_report
+from touchstone.reporting.run_folder import load_run
+from touchstone.verify.outcome import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from touchstone.experiment import Experiment
+
+FOLDERS = ("results", "figures")
+REPORTS = ("report.zh.md", "report.en.md")
+_EXCERPT = 60
+
+
+def typed_in_numbers() -> tuple[Fault, ...]:
+    """Digits that a template states by itself."""
+    environment = markdown_environment("en", Glossary.load(TEMPLATES / GLOSSARY_FILE))
+    return tuple(
+        Fault(f"templates/{name}", fault)
+        for name in environment.list_templates(extensions=["j2"])
+        for fault in template_digit_faults(environment, (TEMPLATES / name).read_text(encoding="utf-8"))
+    )
+
+
+def made_again(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[int, tuple[Fault, ...]]:
+    """Make everything again in a folder of its own; return how many files were compared, and what differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        run = load_run(run_dir, experiments)
+        write_results(run.results, made / "results")
+        lints = render_report(run, made).faults
+        files = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+        faults = [fault for file in files for fault in _differences(run_dir / file, made / file, file)]
+    left = (path.relative_to(run_dir) for name in FOLDERS for path in sorted((run_dir / name).glob("*")))
+    faults.extend(Fault(str(path), "is no part of this report") for path in left if str(path) not in files)
+    faults.extend(Fault("report", lint) for lint in lints)
+    return len(files), tuple(faults)
+
+
+def _differences(told: Path, made: Path, name: str) -> Iterator[Fault]:
+    if not told.is_file():
+        yield Fault(name, "missing")
+        return
+    ours, theirs = made.read_bytes(), told.read_bytes()
+    if ours == theirs:
+        return
+    if made.suffix == ".svg":
+        yield Fault(name, "is not the figure that these numbers give")
+        return
+    pairs = zip([*ours.split(b"\n"), b""], [*theirs.split(b"\n"), b""], strict=False)
+    number, (mine, found) = next(item for item in enumerate(pairs, start=1) if item[1][0] != item[1][1])
+    yield Fault(name, f"says {_around(found, mine)}, made again it says {_around(mine, found)}", number)
+
+
+def _around(line: bytes, other: bytes) -> str:
+    """Show a line around the first byte in which it differs from another."""
+    place = next((i for i, (a, b) in enumerate(zip(line, other, strict=False)) if a != b), min(len(line), len(other)))
+    start = max(place - _EXCERPT // 2, 0)
+    return repr(line[start : start + _EXCERPT].decode(errors="replace"))

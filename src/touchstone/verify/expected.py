@@ -1,0 +1,431 @@
+"""Every number of every result, worked out again from the traces, held against the result files field by field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from touchstone.experiment import Design
+from touchstone.verify import arithmetic as own
+from touchstone.verify.custody import CODE_TEST, LEDGER, Evidence
+from touchstone.verify.observed import COMPARISONS, METRICS, Observation, Value, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from touchstone.experiment import Experiment
+
+Json: TypeAlias = "dict[str, Any]"
+
+RELATIVE, ABSOLUTE = 1e-9, 1e-9  # what double precision may leave between two ways to the same number
+MAX_INVALID_SHARE = 0.2
+TOLERANCE, DRIFT_LIMIT, ALPHA = 0.05, 0.025, 0.05
+MIN_FOR_VERDICT, MIN_FOR_INTERVAL, MAX_FOR_FLIPS = 3, 6, 20
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """One timed run of a valid process."""
+
+    unit_id: str
+    position: int
+    arm: str
+    facts: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class TestEvidence:
+    """What the ledger holds about one planned test: its runs by process, and its attempts."""
+
+    planned: Json
+    num_units: int
+    attempts: tuple[Json, ...]
+    lines: tuple[int, ...]
+    processes: tuple[tuple[TimedRun, ...], ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms, the baseline first."""
+        return tuple(arm["name"] for arm in self.planned["arms"])
+
+    @property
+    def num_valid(self) -> int:
+        """Number of valid attempts."""
+        return sum(attempt["valid"] for attempt in self.attempts)
+
+    @property
+    def published(self) -> bool:
+        """Whether at most a fifth of the attempts was invalid."""
+        return len(self.attempts) - self.num_valid <= MAX_INVALID_SHARE * len(self.attempts)
+
+    def of_arm(self, arm: str) -> list[list[TimedRun]]:
+        """Select the runs of an arm, a list a process."""
+        return [[run for run in process if run.arm == arm] for process in self.processes]
+
+
+def gather(evidence: Evidence) -> dict[str, TestEvidence]:
+    """Arrange the evidence by planned test."""
+    return {test["test_id"]: _gather(evidence, test) for test in evidence.plan["tests"]}
+
+
+def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
+    test_id = planned["test_id"]
+    records = [record for record in evidence.of_kind("attempt") if record.body["test_id"] == test_id]
+    units = [unit["unit_id"] for unit in evidence.plan["units"] if unit["test_id"] == test_id]
+    chosen: dict[str, Json] = {}
+    for record in records:
+        if record.body["valid"] and record.body["unit_id"] in units:
+            chosen.setdefault(record.body["unit_id"], record.body)
+    return TestEvidence(
+        planned=planned,
+        num_units=len(units),
+        attempts=tuple(record.body for record in records),
+        lines=tuple(record.line for record in records),
+        processes=tuple(tuple(_runs(evidence, attempt)) for attempt in chosen.values()),
+    )
+
+
+def _runs(evidence: Evidence, attempt: Json) -> Iterator[TimedRun]:
+    for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
+        facts = observe(evidence.traces[run["trace_sha256"]], run["memory"], attempt["engine"])
+        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts)
+
+
+# --- one result -----------------------------------------------------------------------------------------------------
+
+
+def result_faults(
+    evidence: Evidence, test: TestEvidence | None, experiment: Experiment | None, told: Json
+) -> Iterator[str]:
+    """Say where a result is not what its evidence gives."""
+    test_id = told["test_id"]
+    if test_id == CODE_TEST and evidence.of_kind("quality"):
+        yield from _code_faults(evidence, told)
+    elif test is None or experiment is None or not test.processes:
+        if told["status"] != "not measured" or told["statistics"] or any(_values(told["results"])):
+            yield "gives numbers, and the ledger holds no valid process of this test"
+    else:
+        yield from _measured_faults(test, experiment, told)
+    if told["evidence"] is not None:
+        yield from _evidence_faults(evidence, test, told["evidence"])
+
+
+def _values(results: Json) -> list[bool]:
+    return [value is not None for value in results.values()]
+
+
+def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json) -> Iterator[str]:
+    if told["status"] != "measured":
+        yield f"says {told['status']!r}, and the ledger holds {len(test.processes)} valid processes"
+        return
+    names = dict.fromkeys(compared_metric(measure.metric) for measure in experiment.measures)
+    keys = {name: any(m.key and compared_metric(m.metric) == name for m in experiment.measures) for name in names}
+    unknown = sorted(names.keys() - METRICS.keys())
+    if unknown:
+        yield f"metric {unknown[0]} is one that verify cannot work out; add it to touchstone.verify.observed"
+        return
+    wanted = [(name, arm) for name in names for arm in test.arms]
+    if [(item["metric"], item["arm"]) for item in told["statistics"]] != wanted:
+        yield f"the statistics are not those of {', '.join(f'{name} ({arm})' for name, arm in wanted)}"
+        return
+    described = [_described(test, name, arm, key=keys[name]) for name, arm in wanted]
+    for mine, item in zip(described, told["statistics"], strict=True):
+        yield from differences(mine, item, f"{item['metric']} ({item['arm']})")
+        yield from _example_faults(test, item)
+    paired = experiment.design is Design.PAIRED_BLOCKS
+    effects = _effects(test, list(names)) if paired and test.published else []
+    if [effect["metric"] for effect in told["effects"]] != [effect["metric"] for effect in effects]:
+        yield f"the effects are not those of {', '.join(effect['metric'] for effect in effects) or 'no metric'}"
+        return
+    for mine, item in zip(effects, told["effects"], strict=True):
+        yield from differences(mine, item, f"effect on {item['metric']}")
+    yield from differences(_fields(test, experiment, described, effects), told["results"], "results")
+
+
+def compared_metric(name: str) -> str:
+    """Name the metric of single runs behind a measure."""
+    return COMPARISONS[name][0] if name in COMPARISONS else name
+
+
+def differences(mine: Json, told: Json, where: str) -> Iterator[str]:
+    """Say every field of `mine` that is told otherwise."""
+    for name, value in mine.items():
+        found = told.get(name)
+        if not _same(value, found):
+            yield f"{where}: {name} is {_short(found)}, worked out again it is {_short(value)}"
+    if where == "results" and (extra := sorted(told.keys() - mine.keys())):
+        yield f"results: {extra[0]} is no field of this test"
+
+
+def _same(mine: Any, told: Any) -> bool:  # noqa: ANN401  any JSON value
+    if isinstance(mine, bool) or isinstance(told, bool) or mine is None or told is None:
+        return mine is told
+    if isinstance(mine, int | float) and isinstance(told, int | float):
+        return math.isclose(mine, told, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    if isinstance(mine, dict) and isinstance(told, dict):
+        return mine.keys() == told.keys() and all(_same(mine[name], told[name]) for name in mine)
+    if isinstance(mine, list) and isinstance(told, list):
+        return len(mine) == len(told) and all(_same(one, other) for one, other in zip(mine, told, strict=True))
+    return bool(mine == told)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004  a line of a table
+
+
+# --- one metric of one arm ------------------------------------------------------------------------------------------
+
+
+def _described(test: TestEvidence, name: str, arm: str, *, key: bool) -> Json:
+    head: Json = {"metric": name, "arm": arm, "unit": METRICS[name].unit, "key": key}
+    cells = [[METRICS[name].compute(run.facts) for run in row] for row in test.of_arm(arm)]
+    missing = any(cell is None for row in cells for cell in row)
+    if not test.published or missing:
+        return head | {
+            "repetitions": [],
+            "values": [],
+            "n": 0,
+            "k": 0,
+            "median": None,
+            "interval": None,
+            "log_t_interval": None,
+            "verdict": "INSUFFICIENT" if test.published else "INVALID",
+        }
+    rows = [[cell for cell in row if cell is not None] for row in cells if row]
+    sizes = [cell.size for row in rows for cell in row if cell.size is not None]
+    repetitions = [[cell.value for cell in row] for row in rows]
+    return (
+        head
+        | {"repetitions": repetitions, "k": min(map(len, rows), default=0), "sample_size": min(sizes, default=None)}
+        | summary([own.median(row) for row in repetitions], test.num_units, counted=METRICS[name].counted)
+    )
+
+
+def summary(scores: Sequence[float], planned: int, *, counted: bool) -> Json:
+    """Centre, intervals, spread, trend and verdict of process scores."""
+    n, enough = len(scores), len(scores) >= MIN_FOR_VERDICT
+    centre = own.median(scores) if scores else None
+    spread = _relative(scores, centre, max((abs(score - (centre or 0)) for score in scores), default=0.0))
+    trend = _relative(scores, centre, own.theil_sen(scores) * (n - 1)) if enough else None
+    return {
+        "values": list(scores),
+        "n": n,
+        "median": centre,
+        "interval": _median_interval(scores),
+        "log_t_interval": _log_interval(scores),
+        "max_deviation": spread,
+        "drift": trend,
+        "drift_p": own.kendall_p(scores) if enough and len(set(scores)) > 1 else None,
+        "verdict": _verdict(scores, planned, spread, trend, counted=counted),
+        "indicative": n < MIN_FOR_INTERVAL,
+        "withheld": None,
+    }
+
+
+def _relative(scores: Sequence[float], centre: float | None, amount: float) -> float | None:
+    if centre is None:
+        return None
+    if len(set(scores)) == 1:
+        return 0.0
+    return amount / abs(centre) if centre else None
+
+
+def _median_interval(scores: Sequence[float]) -> Json | None:
+    if (ranks := own.median_ranks(len(scores), LEVEL)) is None:
+        return None
+    low, high, coverage = ranks
+    ordered = sorted(scores)
+    method = f"order statistics {low} and {high} of {len(scores)}"
+    return {"low": ordered[low - 1], "high": ordered[high - 1], "level": coverage, "method": method}
+
+
+def _log_interval(scores: Sequence[float]) -> Json | None:
+    if len(scores) < 2 or min(scores) <= 0:  # noqa: PLR2004  a spread needs two values
+        return None
+    low, high = own.mean_interval([math.log(score) for score in scores], LEVEL)
+    return {"low": math.exp(low), "high": math.exp(high), "level": LEVEL, "method": "t on logarithms"}
+
+
+def _verdict(scores: Sequence[float], planned: int, spread: float | None, trend: float | None, *, counted: bool) -> str:
+    if not scores or len(scores) < planned:
+        return "INSUFFICIENT"
+    if counted and len(set(scores)) == 1:
+        return "EXACT"
+    if len(scores) < MIN_FOR_VERDICT:
+        return "INSUFFICIENT"
+    if spread is None or spread > TOLERANCE:
+        return "UNSTABLE"
+    return "STABLE" if trend is not None and abs(trend) <= DRIFT_LIMIT else "DRIFTING"
+
+
+def _example_faults(test: TestEvidence, told: Json) -> Iterator[str]:
+    """Hold the worked example to be a run of this arm, as near to the median as any, with its own numbers in it."""
+    example, where = told["example"], f"{told['metric']} ({told['arm']})"
+    runs = [run for row in test.of_arm(told["arm"]) for run in row]
+    if example is None:
+        if told["median"] is not None:
+            yield f"{where}: the worked example is missing"
+        return
+    values = {(run.unit_id, run.position): METRICS[told["metric"]].compute(run.facts) for run in runs}
+    chosen = values.get((example["unit_id"], example["position"]))
+    if chosen is None:
+        yield f"{where}: the worked example is run {example['position']} of {example['unit_id']}, which gives no value"
+        return
+    yield from differences({"value": chosen.value, "terms": chosen.terms}, example, f"{where}, worked example")
+    distances = [abs(value.value - told["median"]) for value in values.values() if value is not None]
+    if abs(chosen.value - told["median"]) > min(distances) + RELATIVE * abs(told["median"]):
+        yield f"{where}: the worked example is not the run nearest to the median"
+
+
+# --- paired effects -------------------------------------------------------------------------------------------------
+
+
+def _effects(test: TestEvidence, names: Sequence[str]) -> list[Json]:
+    baseline, treatment = test.arms
+    blocks = {name: found for name in names if (found := _blocks(test, name, baseline, treatment)) is not None}
+    exact = {name for name, ratios in blocks.items() if METRICS[name].counted and _constant(ratios)}
+    several = [name for name in blocks if name not in exact and len(blocks[name]) > 1]
+    adjusted = dict(zip(several, own.holm([_t_p(blocks[name]) for name in several]), strict=True))
+    return [
+        {"metric": name, "baseline": baseline, "treatment": treatment, "blocks": ratios}
+        | (_exact(ratios) if name in exact else _tested(ratios, adjusted.get(name)))
+        for name, ratios in blocks.items()
+    ]
+
+
+def _constant(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= 1e-12  # noqa: PLR2004  logarithms of equal counts by two routes
+
+
+def _blocks(test: TestEvidence, name: str, baseline: str, treatment: str) -> list[float] | None:
+    """One log-ratio a process: mean logarithm of the treatment's runs less that of the baseline's."""
+    ratios = []
+    for above, below in zip(test.of_arm(treatment), test.of_arm(baseline), strict=True):
+        logs = [_mean_log([METRICS[name].compute(run.facts) for run in runs]) for runs in (above, below)]
+        if logs[0] is None or logs[1] is None:
+            return None
+        ratios.append(logs[0] - logs[1])
+    return ratios
+
+
+def _mean_log(values: Sequence[Value | None]) -> float | None:
+    if not values or any(value is None or value.value <= 0 for value in values):
+        return None
+    return own.mean([math.log(value.value) for value in values if value is not None])
+
+
+def _t_p(ratios: Sequence[float]) -> float:
+    if len(set(ratios)) == 1:
+        return 1.0 if ratios[0] == 0 else 0.0
+    return own.t_two_sided_p(own.t_of_mean(ratios)[0], len(ratios) - 1)
+
+
+def _exact(ratios: Sequence[float]) -> Json:
+    untested = dict.fromkeys(("interval", "p_sign_flip", "p_holm"))
+    return {"ratio": math.exp(ratios[0]), "verdict": "EXACT", **untested}
+
+
+def _tested(ratios: Sequence[float], p_holm: float | None) -> Json:
+    flips = own.sign_flip_p(ratios) if MIN_FOR_INTERVAL <= len(ratios) <= MAX_FOR_FLIPS else None
+    return {
+        "ratio": math.exp(own.mean(ratios)),
+        "interval": None if p_holm is None else _log_interval([math.exp(ratio) for ratio in ratios]),
+        "p_sign_flip": flips,
+        "p_holm": p_holm,
+        "verdict": _effect_verdict(ratios, p_holm, flips),
+    }
+
+
+def _effect_verdict(ratios: Sequence[float], p_holm: float | None, flips: float | None) -> str:
+    if p_holm is None or flips is None:
+        return "INSUFFICIENT"
+    if max(p_holm, flips) <= ALPHA:
+        return "HIGHER" if own.mean(ratios) > 0 else "LOWER"
+    low, high = own.mean_interval(ratios, 1 - 2 * ALPHA)  # two one-sided tests at 5 % are a 90 % interval
+    bound = math.log1p(TOLERANCE)
+    return "EQUIVALENT" if -bound <= low and high <= bound else "INCONCLUSIVE"
+
+
+def _fields(test: TestEvidence, experiment: Experiment, described: Sequence[Json], effects: Sequence[Json]) -> Json:
+    """Fill the plan's result fields."""
+    medians = {(item["metric"], item["arm"]): item["median"] for item in described}
+    ratios = {effect["metric"]: effect["ratio"] for effect in effects}
+    fields: Json = {}
+    paired = experiment.design is Design.PAIRED_BLOCKS
+    for measure in experiment.measures:
+        name = measure.result
+        if name is None:
+            continue
+        if measure.metric in COMPARISONS:
+            compared, _, made = COMPARISONS[measure.metric]
+            fields[name] = made(ratios[compared]) if compared in ratios else None
+            continue
+        for index, arm in enumerate(test.arms):
+            key = name if len(test.arms) == 1 or (paired and index) else f"{name}_{arm}" if paired else f"{arm}_{name}"
+            fields[key] = medians[measure.metric, arm]
+    return fields
+
+
+# --- evidence and code ----------------------------------------------------------------------------------------------
+
+
+def _evidence_faults(evidence: Evidence, test: TestEvidence | None, told: Json) -> Iterator[str]:
+    heads = [evidence.of_kind(kind)[0].line for kind in ("environment", "plan")]
+    if test is not None and test.attempts:
+        lines, attempts, valid = test.lines, len(test.attempts), test.num_valid
+        reasons = [attempt["reason"] for attempt in test.attempts if not attempt["valid"]]
+    else:
+        lines, attempts, valid, reasons = (evidence.of_kind("quality")[-1].line,), 1, 1, []
+    mine = {
+        "ledger": LEDGER,
+        "ledger_root_sha256": evidence.root_sha256,
+        "entries": [line - 1 for line in (*heads, *lines)],
+        "attempts": attempts,
+        "valid_attempts": valid,
+        "invalid_reasons": reasons,
+        "environment_fingerprint": evidence.environment["fingerprint"],
+        "plan_sha256": evidence.plan["plan_sha256"],
+    }
+    yield from differences(mine, told, "evidence")
+
+
+def code_counts(code: Json) -> Json:
+    """Fill the plan's fields of test 4.1."""
+    files, functions = code["files"], code["functions"]
+
+    def total(name: str) -> int | None:
+        known = [file[name] for file in files if file[name] is not None]
+        return sum(known) if known else None
+
+    def average(name: str) -> float | None:
+        known = [function[name] for function in functions if function[name] is not None]
+        return own.mean(known) if known else None
+
+    return {
+        "total_loc": total("physical_lines") or 0,
+        "source_loc": total("source_lines"),
+        "function_count": total("functions"),
+        "class_count": total("classes"),
+        "avg_complexity": average("complexity_radon"),
+        "avg_complexity_lizard": average("complexity_lizard"),
+        "avg_lines_per_function": average("num_lines"),
+        "naive_total_lines": total("naive_lines") or 0,
+        "naive_function_count": total("naive_functions") or 0,
+        "naive_class_count": total("naive_classes") or 0,
+    }
+
+
+def _code_faults(evidence: Evidence, told: Json) -> Iterator[str]:
+    counts = code_counts(evidence.of_kind("quality")[-1].body["code"])
+    yield from differences(counts, told["results"], "results")
+    for item in told["statistics"]:
+        value = counts.get(item["metric"])
+        same = [item["median"], item["values"], item["repetitions"]]
+        if not _same([value, [value], [[value]]], same):
+            yield f"{item['metric']} is {item['median']}, counted again it is {value}"
+
+
+Expected: TypeAlias = "Mapping[str, TestEvidence]"
