@@ -188,6 +188,7 @@ def verdict_table(run_dir: Path, experiments: Mapping[str, Experiment] | None = 
     """Return the headline numbers with their verdicts, and what was not measured, for the terminal."""
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
     table = Table("test", "metric", "value", "interval or range", "verdict", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.columns[1].min_width = 21  # the longest metric; eighty columns have room for it
     for column in table.columns[2:4]:
         column.justify = "right"
     for test in views_of_tests(_load(run_dir, experiments), {}):
