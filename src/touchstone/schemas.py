@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from touchstone.canonical import atomic_write
 from touchstone.records import CodeMetrics, Environment, LedgerEntry, Record, Result, RunPlan, Trace
+from touchstone.reproduce.claims import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 PUBLISHED: Mapping[str, type[Record]] = MappingProxyType(
     {
+        "claims": Claims,
         "code_metrics": CodeMetrics,
         "environment": Environment,
         "ledger_entry": LedgerEntry,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from touchstone.records import QualityAttempt, Scalar
 
 MS = 1_000_000
+OFFSET_NS = 123_457  # so that no clock reading is a whole millisecond, as none of a true clock is
 MOMENT = "2026-03-04T05:06:07.000+00:00"
 
 
@@ -62,8 +63,8 @@ def make_trace(
     """One prefill step for all requests, then decode steps for all, back to back from time 0; all times in ms."""
     cached = cached if cached is not None else [0] * len(prompts)
     arrivals = arrivals_ms if arrivals_ms is not None else [0] * len(prompts)
-    ends = [round(prefill_ms * MS + step * decode_ms * MS) for step in range(outputs)]
-    begins = [0, *ends[:-1]]
+    ends = [OFFSET_NS + round(prefill_ms * MS + step * decode_ms * MS) for step in range(outputs)]
+    begins = [OFFSET_NS, *ends[:-1]]
     steps = tuple(
         StepTrace(
             kind="prefill" if index == 0 else "decode",
@@ -81,8 +82,8 @@ def make_trace(
     requests = tuple(
         RequestTrace(
             request_id=index,
-            arrival_ns=round(arrivals[index] * MS),
-            scheduled_ns=round(arrivals[index] * MS),
+            arrival_ns=OFFSET_NS + round(arrivals[index] * MS),
+            scheduled_ns=OFFSET_NS + round(arrivals[index] * MS),
             prompt_tokens=prompt,
             cached_tokens=cached[index],
             requested_tokens=outputs,
@@ -127,18 +128,20 @@ def make_engine(**settings: Scalar) -> EngineFacts:
     return EngineFacts(name="fake engine", version="9.8.7", settings={"block_size": 16, **settings}, model={})
 
 
-def make_environment() -> Environment:
-    hardware = Hardware(
-        host_id="0123456789ab",
-        cpu_model="Made-up CPU",
-        cpu_physical_cores=2,
-        cpu_logical_cores=4,
-        cpu_usable_cores=2,
-        cgroup_cpu_cores=None,
-        cgroup_memory_bytes=None,
-        memory_bytes=16_000_000_000,
-        gpus=(),
-    )
+def make_environment(**changes: object) -> Environment:
+    """Make an environment; `changes` are facts of the hardware."""
+    described: dict[str, object] = {
+        "host_id": "0123456789ab",
+        "cpu_model": "Made-up CPU",
+        "cpu_physical_cores": 2,
+        "cpu_logical_cores": 4,
+        "cpu_usable_cores": 2,
+        "cgroup_cpu_cores": None,
+        "cgroup_memory_bytes": None,
+        "memory_bytes": 16_000_000_000,
+        "gpus": (),
+    }
+    hardware = Hardware.model_validate(described | changes)
     software = Software(os="Linux", kernel="6", python="3.11", driver=None, cuda=None, packages={"torch": "2.13"})
     source = Source(commit="c" * 40, dirty=False, diff_sha256=None, lock_sha256=None)
     facts = {"hardware": hardware, "software": software, "source": source}
@@ -169,6 +172,8 @@ class FakeRun:
     not_measured: list[NotMeasured] = field(default_factory=list)
     quality: QualityAttempt | None = None
     engine: EngineFacts = field(default_factory=make_engine)
+    environment: Environment = field(default_factory=make_environment)
+    seed: int = 1
 
     def plan_test(
         self,
@@ -216,7 +221,7 @@ class FakeRun:
         self.attempts.append((unit, number, invalid, list(zip(arms, traces, strict=True)), memory))
 
     def write(self) -> Path:
-        environment, plan = make_environment(), self._plan()
+        environment, plan = self.environment, self._plan()
         with Ledger.create(self.path / LEDGER_NAME) as ledger:
             ledger.append(EntryKind.ENVIRONMENT, environment)
             ledger.append(EntryKind.PLAN, plan)
@@ -231,7 +236,7 @@ class FakeRun:
         facts = {
             "schema_version": SCHEMA_VERSION,
             "profile": "smoke",
-            "seed": 1,
+            "seed": self.seed,
             "engine": "fake",
             "device": "cpu",
             "dtype": "float32",

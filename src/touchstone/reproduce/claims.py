@@ -61,8 +61,8 @@ class Claim(Record):
     """One statement about one test.
 
     `metric` is an id of the metric dictionary; for an identity the id of a check, or `every_check`. `direction` is that
-    of the ratio treatment / baseline of the metric. `ascending` lists numbers of one unit from the smallest to the
-    largest.
+    of the ratio treatment / baseline of the metric; the arm of a ratio is the treatment. `ascending` lists numbers of
+    one unit from the smallest to the largest.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[._-][a-z0-9]+)*$")]
@@ -101,7 +101,7 @@ _FIELDS_OF_CLASS: dict[ClaimClass, tuple[frozenset[str], frozenset[str]]] = {
     ClaimClass.EXACT: (_METRIC, frozenset({"arm"})),
     ClaimClass.IDENTITY: (_METRIC, _NONE),
     ClaimClass.TOKEN_HASH: (_NONE, _NONE),
-    ClaimClass.RATIO: (_METRIC, frozenset({"direction"})),
+    ClaimClass.RATIO: (_METRIC, frozenset({"arm", "direction"})),
     ClaimClass.ABSOLUTE: (_METRIC, frozenset({"arm"})),
     ClaimClass.SHAPE: (frozenset({"ascending"}), _NONE),
 }

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from touchstone.reproduce.comparison import MetricComparison, RunComparison
 
-COLUMNS = ("test", "metric", "A", "B", "B / A", "interval", "n", "design", "verdict")
+COLUMNS = ("test", "metric", "A", "B", "B / A", "n", "verdict")
 NUM_TEXT_COLUMNS = 2
+SOLE_ARM = "default"  # of a test that compares nothing; it says no more than the test
 _STYLES: dict[str, str] = {
     EffectVerdict.EQUIVALENT: "green",
     Verdict.EXACT: "green",
@@ -35,7 +36,7 @@ _STYLES: dict[str, str] = {
 def comparison_table(comparison: RunComparison) -> Table:
     """Return one row a metric for the terminal."""
     table = Table(*COLUMNS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in table.columns[NUM_TEXT_COLUMNS:-2]:
+    for column in table.columns[NUM_TEXT_COLUMNS:-1]:
         column.justify = "right"
     table.columns[1].overflow = "fold"
     table.columns[-1].no_wrap = True
@@ -80,7 +81,14 @@ def _cells(metric: MetricComparison, glossary: Glossary) -> tuple[str, ...]:
     noise = exact if interval is None else (interval.high - interval.low) / 2
     values = (value * scale.factor for value in (metric.first, metric.second))
     first, second = (f"{number(value, None if noise is None else noise * value)} {unit}".strip() for value in values)
-    ratio = "—" if metric.ratio is None else number(metric.ratio, noise)
-    span = "—" if interval is None else f"[{number(interval.low, noise)}, {number(interval.high, noise)}]"
-    name = f"{metric.metric} ({metric.arm})"
-    return (metric.test_id, name, first, second, ratio, span, str(metric.n), metric.design, metric.verdict)
+    name = metric.metric if metric.arm == SOLE_ARM else f"{metric.metric} ({metric.arm})"
+    size = {"paired": f"{metric.n} pairs", "unpaired": str(metric.n), "count": "—"}[metric.design]
+    return (metric.test_id, name, first, second, _ratio(metric, noise), size, metric.verdict)
+
+
+def _ratio(metric: MetricComparison, noise: float | None) -> str:
+    """Write the ratio with its interval."""
+    if metric.ratio is None:
+        return "—"
+    ratio, interval = number(metric.ratio, noise), metric.interval
+    return ratio if interval is None else f"{ratio} [{number(interval.low, noise)}, {number(interval.high, noise)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from touchstone.records import Environment, RunPlan
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 # Facts that must be equal for speeds to be comparable: they say what computes and how much of it may be used.
 PROCESSOR_KEYS = ("cpu_model", "cpu_usable_cores", "cgroup_cpu_cores")
@@ -26,7 +29,13 @@ class Difference:
     second: object
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.first!r} / {self.second!r}"
+        return f"{self.key}: {shown(self.first)} / {shown(self.second)}"
+
+
+def shown(value: object) -> str:
+    """Write a value of an environment or a plan; of a hash the first digits tell it apart."""
+    text = str(value)
+    return text[:12] if _HASH.fullmatch(text) else text
 
 
 def environment_differences(first: Environment, second: Environment) -> tuple[Difference, ...]:

@@ -57,9 +57,16 @@ class MeasuredRun:
             f"{metric!r} of test {test_id} in {self.directory} has the arms {', '.join(arms)}: {asked}"
         )
 
-    def effect(self, test_id: str, metric: str) -> Effect | None:
-        """Look up the paired effect on a metric; None where the test has none."""
-        return next((effect for effect in self.results[test_id].effects if effect.metric == metric), None)
+    def effect(self, test_id: str, metric: str, treatment: str | None) -> Effect | None:
+        """Look up the paired effect on a metric; None where the test has none, ComparisonError where it has several."""
+        effects = self.results[test_id].effects
+        found = [effect for effect in effects if effect.metric == metric and treatment in {None, effect.treatment}]
+        if len(found) > 1:
+            arms = ", ".join(effect.treatment for effect in found)
+            raise ComparisonError(
+                f"test {test_id} in {self.directory} compares {arms} by {metric!r}: which one is meant?"
+            )
+        return next(iter(found), None)
 
 
 def load_measured(directory: Path, experiments: Mapping[str, Experiment], *, remedy: str) -> MeasuredRun:

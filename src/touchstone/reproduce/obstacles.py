@@ -65,9 +65,9 @@ def checks_of(claim: Claim, run: MeasuredRun) -> tuple[Check, ...]:
 
 def effect_of(claim: Claim, run: MeasuredRun) -> Effect:
     """Look up the paired effect that a claim is about; ComparisonError names what exists."""
-    effect = run.effect(claim.test_id, claim.metric or "")
+    effect = run.effect(claim.test_id, claim.metric or "", claim.arm)
     if effect is None:
-        known = ", ".join(item.metric for item in run.results[claim.test_id].effects)
+        known = ", ".join(f"{item.metric} ({item.treatment})" for item in run.results[claim.test_id].effects)
         raise ComparisonError(
             f"claim {claim.id!r}: test {claim.test_id} in {run.directory} has no paired effect on {claim.metric!r}; it "
             f"has {known or 'none'}"
@@ -135,7 +135,7 @@ def _no_check(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
 def _no_effect(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
     if claim.claim_class is not ClaimClass.RATIO:
         return
-    effects = (effect_of(claim, sides.paper), sides.reviewer.effect(claim.test_id, claim.metric or ""))
+    effects = (effect_of(claim, sides.paper), sides.reviewer.effect(claim.test_id, claim.metric or "", claim.arm))
     for (name, _), effect in zip(sides.named, effects, strict=True):
         if effect is None:
             yield Obstacle(Bilingual(f"{name.en} gives no such ratio", f"{name.zh}没有给出该比值"))

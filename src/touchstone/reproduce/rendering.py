@@ -15,6 +15,7 @@ from touchstone.experiment import Bilingual
 from touchstone.reporting.formatting import percent
 from touchstone.reporting.markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary, markdown_environment, render
 from touchstone.reporting.values import Amount, Code, Row, Term
+from touchstone.reproduce.machines import shown
 from touchstone.reproduce.outcomes import HELD, REFUTED, ClaimVerdict, ExitCode
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _claim_row(outcome: Outcome) -> ClaimRow:
 
 
 def _difference_row(difference: Difference) -> DifferenceRow:
-    return DifferenceRow(Code(difference.key), Code(str(difference.first)), Code(str(difference.second)))
+    return DifferenceRow(Code(difference.key), Code(shown(difference.first)), Code(shown(difference.second)))
 
 
 def _run_facts(run: MeasuredRun) -> RunFacts:
@@ -182,9 +183,9 @@ def claim_table(reproduction: Reproduction) -> Table:
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     table.columns[5].overflow = "fold"
     for outcome in reproduction.outcomes:
-        shown = (Text(_plain(amount, glossary)) for amount in (outcome.paper, outcome.here, outcome.ratio))
+        amounts = (Text(_plain(amount, glossary)) for amount in (outcome.paper, outcome.here, outcome.ratio))
         verdict = Text(outcome.verdict.value, style=_style(outcome.verdict))
-        table.add_row(Text(outcome.claim.id), verdict, *shown, Text(_remark(outcome)))
+        table.add_row(Text(outcome.claim.id), verdict, *amounts, Text(_remark(outcome)))
     return table
 
 
@@ -193,7 +194,7 @@ def environment_table(reproduction: Reproduction) -> Table:
     table = Table("fact", "paper", "this run", "hardware", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for differences, decisive in ((reproduction.decisive, "another"), (reproduction.other, "")):
         for difference in differences:
-            table.add_row(difference.key, Text(str(difference.first)), Text(str(difference.second)), decisive)
+            table.add_row(difference.key, Text(shown(difference.first)), Text(shown(difference.second)), decisive)
     return table
 
 

@@ -1,0 +1,97 @@
+"""Synthetic runs for the comparison: a few tests, speeds that can be scaled, and the claims about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.touchstone.factories import FakeRun, make_environment, make_trace, make_workload
+from touchstone.experiment import load_experiments
+from touchstone.reproduce.claims import CLAIMS_NAME
+from touchstone.reproduce.reproduction import reproduce
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from touchstone.records import WorkloadSpec
+
+EXPERIMENTS = {experiment.plan_id: experiment for experiment in load_experiments()}
+SHARED = {"shared_fraction": 1.0, "prefix_fraction": 0.8}  # of 100 tokens 80, which are five whole blocks
+OFFSETS = (-1.0, 0.6, -0.2, 0.9, -0.7, 0.4)
+
+
+@dataclass
+class Speeds:
+    """How fast a synthetic run is. `scale` multiplies all times, `switch` those with the cache on."""
+
+    scale: float = 1.0
+    spread: float = 0.004
+    switch: float = 0.8
+    processes: int = 6
+    hardware: dict[str, object] = field(default_factory=dict)
+    outputs: int = 5
+    answer: str = "answer"
+    seed: int = 1
+    workload: WorkloadSpec = field(default_factory=make_workload)
+    cached: int = 80
+    invalid: str | None = None
+
+
+def write_run(path: Path, **changes) -> Path:
+    """Write a run of the tests 1.1, 1.2 and 2.1; no time in it is a round number."""
+    speeds = Speeds(**changes)
+    run = FakeRun(path, environment=make_environment(**speeds.hardware), seed=speeds.seed)
+    for unit in run.plan_test("1.1", processes=speeds.processes, workload=speeds.workload):
+        run.attempt(unit, [_trace(speeds, unit.process)], invalid=speeds.invalid)
+    for unit in run.plan_test("1.2", processes=speeds.processes):
+        run.attempt(unit, [_trace(speeds, unit.process)])
+    workload = make_workload(**SHARED)
+    arms = {"off": {"prefix_cache": False}, "on": {"prefix_cache": True}}
+    order = ("off", "on", "on", "off")
+    for unit in run.plan_test("2.1", processes=speeds.processes, order=order, arms=arms, workload=workload):
+        run.attempt(unit, [_trace(speeds, unit.process + index / 7, arm=arm) for index, arm in enumerate(order)])
+    return run.write()
+
+
+def _trace(speeds: Speeds, process: float, *, arm: str = "off"):
+    whole = int(process)
+    noise = 1 + speeds.spread * (OFFSETS[whole % len(OFFSETS)] + (process - whole) / 10)
+    factor = speeds.scale * noise * (speeds.switch if arm == "on" else 1.0)
+    cached = [0, speeds.cached] if arm == "on" else None
+    return make_trace(
+        outputs=speeds.outputs,
+        prefill_ms=100.123457 * factor,
+        decode_ms=10.234567 * factor,
+        cached=cached,
+        answer=speeds.answer,
+    )
+
+
+def claim(claim_class: str, test_id: str = "1.1", **fields: object) -> dict[str, object]:
+    """One entry of `claims.yaml`; its id says what it is."""
+    name = f"{test_id}-{claim_class.replace(' ', '-')}"
+    return {
+        "id": name,
+        "class": claim_class,
+        "test_id": test_id,
+        "text": {"en": "A sentence.", "zh": "一句话。"},
+    } | fields
+
+
+def write_claims(folder: Path, *claims: dict[str, object]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"claims": list(claims)}, allow_unicode=True)
+    (folder / CLAIMS_NAME).write_text(text, encoding="utf-8")
+
+
+def outcomes(paper: Path, here: Path, *claims: dict[str, object]):
+    """Judge claims on two run folders; the verdicts by name."""
+    write_claims(paper, *claims)
+    return reproduce(here, paper, EXPERIMENTS)
+
+
+def only(paper: Path, here: Path, one: dict[str, object]):
+    """Judge one claim."""
+    return outcomes(paper, here, one).outcomes[0]
