@@ -1,6 +1,6 @@
 # Aliases for nox sessions. `make` alone explains them. ARGS=... is handed to the session: make bench ARGS="--only 1.1"
 .DEFAULT_GOAL := help
-.PHONY: help report verify test bench quality lint types check lock environment clean
+.PHONY: help report verify reproduce test bench quality lint types check lock environment clean
 SESSION = @.venv/bin/python -m nox --session
 REST = $(if $(ARGS),-- $(ARGS))
 help:  ## Explain the targets
@@ -9,6 +9,8 @@ report: environment  ## Measure this machine and write the report in Chinese and
 	$(SESSION) report $(REST)
 verify: environment  ## Work every number of the latest report out again, from its ledger alone; ARGS=FOLDER
 	$(SESSION) verify $(REST)
+reproduce: environment  ## Measure this machine and hold the run against the paper's, claim by claim
+	$(SESSION) reproduce $(REST)
 test: environment  ## Run the tests that need no GPU, with coverage
 	$(SESSION) tests $(REST)
 bench: environment  ## Measure only; ARGS="--only 1.1 --model FOLDER" chooses

@@ -53,6 +53,14 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce(session: nox.Session) -> None:
+    """Measure this machine, then hold the run against the paper's, claim by claim; arguments go to `touchstone run`."""
+    python = python_of(session)
+    measure(session, python)
+    session.run(python, "-m", "touchstone", "reproduce", *values_of("--out", session.posargs), success_codes=[0, 2])
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure only; arguments go to `touchstone run`, such as --only 1.1,1.2 --model FOLDER --resume."""
     measure(session, python_of(session))

@@ -80,7 +80,7 @@ def load_measured(directory: Path, experiments: Mapping[str, Experiment], *, rem
         ledgered = read_runs(directory)
         results = {result.test_id: result for result in derive_results(directory, experiments)}
     except (RunsError, TraceError) as error:
-        raise ComparisonError(f"{directory}: {error}") from None
+        raise ComparisonError(str(error)) from None
     if len(ledgered.fingerprints) > 1:
         short = ", ".join(sorted(fingerprint[:12] for fingerprint in ledgered.fingerprints))
         raise ComparisonError(f"{directory} mixes the environments {short}; measure again in one environment")

@@ -98,7 +98,7 @@ class TestReproduce:
         next((here / "traces").iterdir()).unlink()
         status, _, errors = command("reproduce", here, "--against", paper)
         assert status == 3
-        assert "does not exist" in errors
+        assert "the run folder is incomplete" in errors
         assert "Traceback" not in errors
 
     @pytest.mark.parametrize(
