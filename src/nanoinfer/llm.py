@@ -193,7 +193,7 @@ class LLM:
         if isinstance(prompt, str):
             return self.encode(prompt)
         try:
-            return [int(token_id) for token_id in prompt]
+            return list(map(int, prompt))
         except (TypeError, ValueError):
             raise RequestError(f"a prompt is {prompt!r}; give a text or a list of token ids") from None
 

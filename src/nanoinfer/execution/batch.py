@@ -7,6 +7,7 @@ tensors are views of its copy. What the device can work out for itself (slot map
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def _prefill_rows(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
         "prefill_slots": _integers(slots),
         "prefill_starts": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
         "prefill_context_lens": _integers(row.context_len for row in rows),
-        "prefill_token_ids": _integers(token_id for row in rows for token_id in row.token_ids or ()),
+        "prefill_token_ids": _integers(chain.from_iterable(row.token_ids or () for row in rows)),
         "prefill_positions": _ranges([row.start for row in rows], counts),
         "prefill_token_slots": _repeat(slots, counts),
     }

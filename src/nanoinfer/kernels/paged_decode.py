@@ -155,6 +155,31 @@ def load_block_ids(table_row, start, context_len, BLOCK_SIZE: tl.constexpr, TILE
 
 
 @triton.jit
+def load_blocks(table_row, start, end, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Do as `load_block_ids`; where two blocks make a tile, return both ids, for `tile_blocks` to spread.
+
+    Two scalars are then enough, where one id a key would have to be moved between threads in every tile.
+    """
+    if 2 * BLOCK_SIZE == TILE:
+        entry = table_row + start // BLOCK_SIZE
+        first = tl.load(entry, mask=start < end, other=0)
+        second = tl.load(entry + 1, mask=start + BLOCK_SIZE < end, other=0)
+    else:
+        first = load_block_ids(table_row, start, end, BLOCK_SIZE, TILE)
+        second = 0
+    return first, second
+
+
+@triton.jit
+def tile_blocks(first, second, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Return what `key_offsets` takes from what `load_blocks` returned."""
+    blocks = first
+    if 2 * BLOCK_SIZE == TILE:
+        blocks = tl.where(tl.arange(0, TILE) < BLOCK_SIZE, first, second)
+    return blocks
+
+
+@triton.jit
 def key_offsets(blocks, start, stride_block, stride_token, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
     """Return where keys `start .. start + TILE - 1` lie: int64 element offsets (TILE,) of their rows in the cache."""
     position = start + tl.arange(0, TILE)

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoinfer.kernels.paged_decode import MIN_DOT_ROWS, key_offsets, load_block_ids
+from nanoinfer.kernels.paged_decode import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> Prefil
         return PrefillTuning(tile_rows=least, tile_keys=16, num_warps=4, num_stages=1)
     if group * max_query_len <= least:
         return PrefillTuning(tile_rows=least, tile_keys=64, num_warps=4, num_stages=3)
-    return PrefillTuning(tile_rows=max(least, 128), tile_keys=64, num_warps=8, num_stages=3)
+    return PrefillTuning(tile_rows=max(least, 64), tile_keys=32, num_warps=4, num_stages=3)
 
 
 def paged_prefill(
@@ -139,10 +139,11 @@ def _attend(
     CAUSAL: tl.constexpr,
 ):
     """Fold keys `begin .. end - 1` into the running softmax; CAUSAL masks keys behind each row's position."""
-    blocks = load_block_ids(table_row, begin, end, BLOCK_SIZE, TILE)
+    blocks, second_blocks = load_blocks(table_row, begin, end, BLOCK_SIZE, TILE)
     for start in range(begin, end, TILE):
-        offsets = key_offsets(blocks, start, stride_block, stride_token, BLOCK_SIZE, TILE)
-        blocks = load_block_ids(table_row, start + TILE, end, BLOCK_SIZE, TILE)
+        tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
+        offsets = key_offsets(tile, start, stride_block, stride_token, BLOCK_SIZE, TILE)
+        blocks, second_blocks = load_blocks(table_row, start + TILE, end, BLOCK_SIZE, TILE)
         kv_offsets = offsets[:, None] + head_offsets
         key = start + tl.arange(0, TILE)
         if CAUSAL:

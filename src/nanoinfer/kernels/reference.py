@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,27 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up for gate_up (T, 2 I), gate first; shape (T, I)."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (silu(gate) * up).to(gate_up.dtype)
+
+
+# --- products of a few rows, with what surrounds them -----------------------------------------------------------------
+
+
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return rms_norm(x) W^T + b for x (T, K), norm_weight (K,), W (N, K), b (N,) or None."""
+    return linear(rms_norm(x, norm_weight, eps), weight, bias)
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return silu(gate) * up with (gate, up) = rms_norm(x) W^T + b.
+
+    x (T, K), norm_weight (K,), W (2 N, K) and b (2 N,) or None, gate first. Returns (T, N).
+    """
+    return silu_and_mul(norm_linear(x, norm_weight, eps, weight, bias))
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """Return residual + (x W^T + b) for x (T, K), W (N, K), b (N,) or None, residual (T, N)."""
+    return residual + linear(x, weight, bias)
 
 
 # --- the paged cache --------------------------------------------------------------------------------------------------
@@ -143,6 +164,30 @@ def paged_decode(
     grouped = query.float().view(len(query), num_kv_heads, -1, query.shape[-1])
     out = scaled_dot_product_attention(grouped, keys, values, attn_mask=visible[:, None, None], scale=scale)
     return (out * (context_lens > 0)[:, None, None, None]).flatten(1, 2).to(query.dtype)
+
+
+def decode_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    key_blocks: Tensor,
+    value_blocks: Tensor,
+    slot_mapping: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    max_context_len: int | None = None,
+) -> Tensor:
+    """Store one new token per sequence and attend from it to its sequence.
+
+    `qk_norm_rotary_store`, then `paged_decode`: their arguments and shapes. Returns (B, Hq, D) in qkv's dtype; the rows
+    that pad a batch (context length 0) come out as anything finite.
+    """
+    query = qk_norm_rotary_store(qkv, q_norm, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
+    return paged_decode(query, key_blocks, value_blocks, block_table, context_lens, scale, max_context_len)
 
 
 def paged_prefill(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NOISE_LANES = 256  # reference.gumbel_noise: one Philox call serves v, v + 256, v + 512, v + 768
 NOISE_TILES = 4  # tiles of 4 x 256 vocabulary entries that one program looks at
+SERIES_END = tl.constexpr(0.125)  # six terms are exact to float32 rounding up to here
 MAX_INDEX = tl.constexpr(2**31 - 1)
 
 
@@ -44,7 +45,8 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
         vocab_size,
         LANES=NOISE_LANES,
         TILES=NOISE_TILES,
-        num_warps=4,
+        FAST=logits.is_cuda,  # the interpreter knows no machine instructions
+        num_warps=2,
     )
     _row_kernel[(num_rows,)](
         scores, winners, out, num_slices, vocab_size, PADDED_SLICES=triton.next_power_of_2(num_slices), num_warps=1
@@ -53,17 +55,34 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
 
 
 @triton.jit
-def _gumbel(word):
-    """Map a random word to standard Gumbel noise: u = ((word >> 9) + 0.5) / 2**23 is exact and never 0 or 1."""
-    uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    return -tl.log(-tl.log(uniform))
+def _log(x, FAST: tl.constexpr):
+    """Natural logarithm; FAST takes the hardware's approximation, whose error near x = 1 is absolute: about 2**-22."""
+    if FAST:
+        log2 = tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        log = log2 * 0.6931471805599453
+    else:
+        log = tl.log(x)
+    return log
 
 
 @triton.jit
-def _better(score_a, index_a, score_b, index_b):
-    """Pick the higher score; of equal ones the lower index."""
-    first = (score_a > score_b) | ((score_a == score_b) & (index_a < index_b))
-    return tl.where(first, score_a, score_b), tl.where(first, index_a, index_b)
+def _gumbel(word, FAST: tl.constexpr):
+    """Map a random word to standard Gumbel noise -log(-log(u)): u = ((word >> 9) + 0.5) / 2**23 is exact, never 0 or 1.
+
+    The noise that wins has u near 1, where the approximate logarithm is bad: -log(1 - v) = v + v^2 / 2 + ... there.
+    """
+    bits = word >> 9
+    uniform = (bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    rest = ((8388607 - bits).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    series = rest * (1.0 + rest * (1 / 2 + rest * (1 / 3 + rest * (1 / 4 + rest * (1 / 5 + rest * (1 / 6))))))
+    return -_log(tl.where(rest < SERIES_END, series, -_log(uniform, FAST)), FAST)
+
+
+@triton.jit
+def _fold(best, winner, score, index):
+    """Fold in scores whose indices are above all before: of equal scores the lower index stays."""
+    higher = score > best
+    return tl.where(higher, score, best), tl.where(higher, index, winner)
 
 
 @triton.jit
@@ -85,6 +104,7 @@ def _slice_kernel(
     vocab_size,
     LANES: tl.constexpr,
     TILES: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     slice_index = tl.program_id(0)
     row = tl.program_id(1)
@@ -98,8 +118,9 @@ def _slice_kernel(
         for step in range(4 * TILES):
             index = begin + step * LANES + lane
             score = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
-            best, winner = _better(best, winner, score, index)
+            best, winner = _fold(best, winner, score, index)
     else:
+        inverse = 1.0 / temperature
         seed = tl.load(seeds + row)
         token_index = tl.load(token_indices + row).to(tl.uint32)
         zero = tl.zeros((LANES,), tl.uint32)
@@ -109,7 +130,7 @@ def _slice_kernel(
             for part in tl.static_range(4):
                 index = begin + (tile * 4 + part) * LANES + lane
                 logit = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
-                best, winner = _better(best, winner, logit / temperature + _gumbel(words[part]), index)
+                best, winner = _fold(best, winner, logit * inverse + _gumbel(words[part], FAST), index)
     top_score, top_index = _first_of_highest(best, winner)
     target = row * tl.num_programs(0) + slice_index
     tl.store(scores + target, top_score)

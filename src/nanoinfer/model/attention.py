@@ -76,37 +76,72 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
         """Map x (T, hidden_size) to (T, hidden_size); kv_blocks (2, N, block_size, Hkv, D) is written, then read."""
-        keys, values = kv_blocks[0], kv_blocks[1]
-        qkv = self.qkv_proj(x)
-        query = self.ops.qk_norm_rotary_store(
-            qkv, self.q_norm, self.k_norm, self.eps, cos_sin, inputs.positions, keys, values, inputs.slot_mapping
-        )
-        out: Tensor = self.o_proj(self._attend(query, inputs, keys, values).flatten(1))
+        out: Tensor = self.o_proj(self.attend(self.qkv_proj(x), inputs, cos_sin, kv_blocks))
         return out
 
-    def _attend(self, query: Tensor, inputs: AttentionInputs, keys: Tensor, values: Tensor) -> Tensor:
-        """Run each part of the step through the kernel that fits it; (T, Hq, D) in and out."""
-        if inputs.prefill is None:
-            return self._decode(query, inputs.decode, keys, values)
-        if inputs.decode is None:
-            return self._prefill(query, inputs.prefill, keys, values)
-        num_decodes = len(inputs.decode.context_lens)
-        decoded = self._decode(query[:num_decodes], inputs.decode, keys, values)
-        prefilled = self._prefill(query[num_decodes:], inputs.prefill, keys, values)
-        return torch.cat((decoded, prefilled))
+    def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+        """Map the fused projection (T, (Hq + 2 Hkv) * D) to (T, Hq * D), each part of the step by its own kernels.
 
-    def _decode(self, query: Tensor, rows: DecodeInputs | None, keys: Tensor, values: Tensor) -> Tensor:
-        if rows is None:
-            raise ValueError("a step needs decode rows, prefill rows or both")
-        return self.ops.paged_decode(
-            query, keys, values, rows.block_table, rows.context_lens, self.scale, rows.max_context_len
+        Decode rows read what their own requests wrote in earlier steps, so they need not wait for the prefill rows.
+        """
+        num_decodes = 0 if inputs.decode is None else len(inputs.decode.context_lens)
+        decoded, prefilled = slice(num_decodes), slice(num_decodes, None)
+        parts = []
+        if inputs.decode is not None:
+            parts.append(self._decode(qkv[decoded], inputs, decoded, inputs.decode, cos_sin, kv_blocks))
+        if inputs.prefill is not None:
+            parts.append(self._prefill(qkv[prefilled], inputs, prefilled, inputs.prefill, cos_sin, kv_blocks))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
+
+    def _decode(
+        self,
+        qkv: Tensor,
+        inputs: AttentionInputs,
+        tokens: slice,
+        rows: DecodeInputs,
+        cos_sin: Tensor,
+        kv_blocks: Tensor,
+    ) -> Tensor:
+        return self.ops.decode_attention(
+            qkv,
+            self.q_norm,
+            self.k_norm,
+            self.eps,
+            cos_sin,
+            inputs.positions[tokens],
+            kv_blocks[0],
+            kv_blocks[1],
+            inputs.slot_mapping[tokens],
+            rows.block_table,
+            rows.context_lens,
+            self.scale,
+            rows.max_context_len,
         )
 
-    def _prefill(self, query: Tensor, rows: PrefillInputs, keys: Tensor, values: Tensor) -> Tensor:
+    def _prefill(
+        self,
+        qkv: Tensor,
+        inputs: AttentionInputs,
+        tokens: slice,
+        rows: PrefillInputs,
+        cos_sin: Tensor,
+        kv_blocks: Tensor,
+    ) -> Tensor:
+        query = self.ops.qk_norm_rotary_store(
+            qkv,
+            self.q_norm,
+            self.k_norm,
+            self.eps,
+            cos_sin,
+            inputs.positions[tokens],
+            kv_blocks[0],
+            kv_blocks[1],
+            inputs.slot_mapping[tokens],
+        )
         return self.ops.paged_prefill(
             query,
-            keys,
-            values,
+            kv_blocks[0],
+            kv_blocks[1],
             rows.block_table,
             rows.query_starts,
             rows.context_lens,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nanoinfer.kernels.reference import DecodeRows
 
+FEW_ROWS = 4  # up to here a product's time is that of reading its weights, and launches are what is left to save
 MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
 
 
@@ -24,17 +25,21 @@ class Ops:
     """One implementation of each kernel. Signatures and shapes are those of `nanoinfer.kernels.reference`.
 
     Callers pass tensors by position and use only what is returned: a kernel may overwrite inputs where the reference
-    says so.
+    says so. Steps that decode at most `few_rows` sequences use products with the small operations fused into them.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     silu_and_mul: Callable[[Tensor], Tensor]
     qk_norm_rotary_store: Callable[..., Tensor]
-    paged_decode: Callable[..., Tensor]
+    decode_attention: Callable[..., Tensor]
     paged_prefill: Callable[..., Tensor]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     decode_inputs: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], DecodeRows]
+    norm_linear: Callable[[Tensor, Tensor, float, Tensor, Tensor | None], Tensor]
+    norm_gated_linear: Callable[[Tensor, Tensor, float, Tensor, Tensor | None], Tensor]
+    linear_add: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+    few_rows: int
 
 
 REFERENCE = Ops(
@@ -42,10 +47,14 @@ REFERENCE = Ops(
     add_rms_norm=reference.add_rms_norm,
     silu_and_mul=reference.silu_and_mul,
     qk_norm_rotary_store=reference.qk_norm_rotary_store,
-    paged_decode=reference.paged_decode,
+    decode_attention=reference.decode_attention,
     paged_prefill=reference.paged_prefill,
     sample=reference.sample,
     decode_inputs=reference.decode_inputs,
+    norm_linear=reference.norm_linear,
+    norm_gated_linear=reference.norm_gated_linear,
+    linear_add=reference.linear_add,
+    few_rows=0,
 )
 
 
@@ -61,15 +70,19 @@ def select_ops(device: torch.device, head_dim: int) -> Ops:
 
 
 def _triton_ops() -> Ops:
-    from nanoinfer.kernels import decode_inputs, fused, paged_decode, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
+    from nanoinfer.kernels import decode_attention, decode_inputs, few_rows, fused, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
 
     return Ops(
         rms_norm=fused.rms_norm,
         add_rms_norm=fused.add_rms_norm,
         silu_and_mul=fused.silu_and_mul,
         qk_norm_rotary_store=fused.qk_norm_rotary_store,
-        paged_decode=paged_decode.paged_decode,
+        decode_attention=decode_attention.decode_attention,
         paged_prefill=paged_prefill.paged_prefill,
         sample=sampling.sample,
         decode_inputs=decode_inputs.decode_inputs,
+        norm_linear=few_rows.norm_linear,
+        norm_gated_linear=few_rows.norm_gated_linear,
+        linear_add=few_rows.linear_add,
+        few_rows=FEW_ROWS,
     )

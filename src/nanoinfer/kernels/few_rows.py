@@ -1,0 +1,152 @@
+"""Matrix products for batches of a few rows, in Triton, with the small operations around them.
+
+One or two sequences decode in the time that their weights take to be read. A product is then no matter of tensor cores
+but of keeping loads in flight, and each launch costs as much as a small matrix. So normalization, activation and the
+residual addition happen inside the products, and every program asks for its weights before it waits for the kernel
+before it (programmatic dependent launch): while one kernel computes, the next one's weights are already on their way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nanoinfer.kernels.launch import early_launch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE_BYTES = (
+    2**15
+)  # weights of one program: enough of them in flight to fill the memory's pipe, few enough for registers
+
+
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return rms_norm(x) W^T + b for x (T, K), contiguous, of few rows; norm_weight (K,), W (N, K), b (N,) or None."""
+    out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+    _launch(x, weight, bias, out, norm_weight=norm_weight, eps=eps)
+    return out
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return silu(gate) * up with (gate, up) = rms_norm(x) W^T + b.
+
+    x (T, K), contiguous, of few rows; norm_weight (K,); W (2 N, K) and b (2 N,) or None, gate first. Returns (T, N).
+    """
+    out = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
+    _launch(x, weight, bias, out, norm_weight=norm_weight, eps=eps, gated=True)
+    return out
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """Return residual + (x W^T + b) for x (T, K), contiguous, of few rows; W (N, K), b (N,) or None.
+
+    residual (T, N) is left as it is.
+    """
+    out = torch.empty_like(residual)
+    _launch(x, weight, bias, out, residual=residual)
+    return out
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> None:
+    num_inputs, num_outputs = x.shape[1], out.shape[1]
+    padded = triton.next_power_of_2(num_inputs)
+    tile = max(1, TILE_BYTES // (padded * weight.itemsize * (2 if gated else 1)))
+    _few_rows_kernel[(triton.cdiv(num_outputs, tile),)](
+        x,
+        out if norm_weight is None else norm_weight,
+        weight,
+        out if bias is None else bias,
+        out if residual is None else residual,
+        out,
+        eps,
+        len(x),
+        num_outputs,
+        NUM_INPUTS=num_inputs,
+        PADDED_INPUTS=padded,
+        TILE=tile,
+        NORM=norm_weight is not None,
+        GATED=gated,
+        BIAS=bias is not None,
+        ADD=residual is not None,
+        num_warps=4,
+        **early_launch(x.device),
+    )
+
+
+@triton.jit
+def _product(tile, values, bias, column, is_column, BIAS: tl.constexpr, dtype: tl.constexpr):
+    """Multiply a tile of weights (TILE, K) with a row (K,); rounds to dtype as a matrix product would."""
+    total = tl.sum(tile.to(tl.float32) * values[None, :], 1)
+    if BIAS:
+        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)
+    return total.to(dtype).to(tl.float32)
+
+
+# Batches differ in rows, layers in outputs: neither may ask for another compilation.
+@triton.jit(do_not_specialize=["num_rows", "num_outputs"])
+def _few_rows_kernel(
+    x,
+    norm_weight,
+    weight,
+    bias,
+    residual,
+    out,
+    eps,
+    num_rows,
+    num_outputs,
+    NUM_INPUTS: tl.constexpr,
+    PADDED_INPUTS: tl.constexpr,
+    TILE: tl.constexpr,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADD: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    dtype: tl.constexpr = out.dtype.element_ty
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    is_column = column < num_outputs
+    k = tl.arange(0, PADDED_INPUTS)
+    is_input = k < NUM_INPUTS
+    places = column.to(tl.int64)[:, None] * NUM_INPUTS + k[None, :]
+    is_place = is_column[:, None] & is_input[None, :]
+    tile = tl.load(weight + places, mask=is_place, other=0.0)
+    if GATED:
+        up_offset = num_outputs.to(tl.int64) * NUM_INPUTS
+        up_tile = tl.load(weight + up_offset + places, mask=is_place, other=0.0)
+    if NORM:
+        norm_scale = tl.load(norm_weight + k, mask=is_input, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    # Asked for one row ahead: the weights are converted before the loop, and that may have to wait for them.
+    coming = tl.load(x + k, mask=is_input, other=0.0)
+    for row in range(num_rows):
+        values = coming.to(tl.float32)
+        coming = tl.load(x + (row + 1) * NUM_INPUTS + k, mask=is_input & (row + 1 < num_rows), other=0.0)
+        if NORM:
+            inverse = tl.rsqrt(tl.sum(values * values, 0) / NUM_INPUTS + eps)
+            values = (values * inverse * norm_scale).to(dtype).to(tl.float32)
+        result = _product(tile, values, bias, column, is_column, BIAS, dtype)
+        if GATED:
+            up = _product(up_tile, values, bias + num_outputs, column, is_column, BIAS, dtype)
+            result = result / (1.0 + tl.exp(-result)) * up
+        target = row * num_outputs + column
+        if ADD:
+            result += tl.load(residual + target, mask=is_column, other=0.0).to(tl.float32)
+        tl.store(out + target, result.to(dtype), mask=is_column)

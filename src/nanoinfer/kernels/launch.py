@@ -1,0 +1,26 @@
+"""Programmatic dependent launch: a kernel may begin before the one before it has ended.
+
+A kernel that is launched early asks first for what no other kernel writes (weights), then waits (`gdc_wait`) for the
+end of the kernel before it; only after that may it read or write what others touch. Every program waits, so that
+whoever follows can rely on everything before. `gdc_launch_dependents` lets the next kernel begin in turn.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOPPER = (9, 0)  # the first architecture that has it
+
+
+@cache
+def early_launch(device: torch.device) -> Mapping[str, Any]:
+    """Return the launch options of a kernel with a parameter EARLY."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER:
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
