@@ -114,10 +114,10 @@ class NanoinferEngine:
         """Hold the parts that the engine knows against the device's own total, or the process's resident memory."""
         facts = self._llm.memory()
         total = _peak_bytes(self._device)
+        context = self._bytes_before + _library_bytes(self._device) - self._library_bytes_before
         activations = facts.activations_peak_bytes
         if activations is None:
             activations = self._count_activations()
-        context = self._bytes_before + _library_bytes(self._device) - self._library_bytes_before
         known = facts.weights_bytes + facts.kv_pool_bytes + context + activations
         return MemoryParts(
             device=self._device,
