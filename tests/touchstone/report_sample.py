@@ -11,6 +11,8 @@ from touchstone.ledger import LEDGER_NAME, Ledger
 from touchstone.records import (
     ArmSpec,
     Attempt,
+    Canary,
+    CanaryReading,
     CodeMetrics,
     EngineFacts,
     EntryKind,
@@ -32,6 +34,7 @@ from touchstone.records import (
     Source,
     StepTrace,
     Trace,
+    Telemetry,
     UnitPlan,
 )
 from touchstone.trace import store_trace
@@ -44,6 +47,16 @@ if TYPE_CHECKING:
 WHEN = "2026-02-19T08:00:00.000+00:00"
 NO_HASH = sha256_hex(b"no output")
 REPETITIONS = 2
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 2048,
+    "dtype": "float32",
+}
 
 # test id -> processes planned, spread of their speeds, how many attempts are invalid
 OUTCOMES = {
@@ -52,6 +65,7 @@ OUTCOMES = {
     "1.3": (2, 0.004, 0),  # insufficient
     "2.1": (6, 0.004, 0),  # a comparison
     "3.1": (6, 0.004, 3),  # invalid: too many attempts failed
+    "0.1": (6, 0.004, 0),  # placebo and control that pass
 }
 
 
@@ -106,7 +120,9 @@ def sample_plan(experiments: dict[str, Experiment]) -> RunPlan:
     tests, units = [], []
     for test_id, (processes, _, _) in OUTCOMES.items():
         experiment = experiments[test_id]
-        arms = tuple(ArmSpec(name=arm.name, options=dict(arm.options)) for arm in experiment.arms)
+        arms = tuple(
+            ArmSpec(name=arm.name, options=dict(arm.options), extra_output=arm.extra_output) for arm in experiment.arms
+        )
         names = tuple(arm.name for arm in arms)
         order = (*names, *reversed(names)) if len(names) > 1 else names
         tests.append(
@@ -133,7 +149,7 @@ def sample_plan(experiments: dict[str, Experiment]) -> RunPlan:
             )
             for process in range(processes)
         ]
-    return RunPlan(
+    plan = RunPlan(
         schema_version="1.0",
         profile="smoke",
         seed=7,
@@ -147,8 +163,11 @@ def sample_plan(experiments: dict[str, Experiment]) -> RunPlan:
         not_measured=tuple(
             NotMeasured(test_id=test_id, reason="needs 2 GPUs", reason_zh="需要 2 块 GPU") for test_id in ("3.2", "3.3")
         ),
-        plan_sha256=sha256_hex(b"plan"),
+        canary_limit=2.0,
+        plan_sha256="0" * 64,
     )
+    facts = plan.model_dump(mode="json", exclude={"plan_sha256"})
+    return plan.model_copy(update={"plan_sha256": sha256_hex(canonical_json(facts))})
 
 
 def _attempt(
@@ -168,7 +187,7 @@ def _attempt(
             name="nanoinfer",
             version="0.1.0",
             settings={"block_size": 16, "num_kv_blocks": 512, "prefix_cache": False},
-            model={"architecture": "Qwen3ForCausalLM", "parameters": 1_234_567, "tied": True},
+            model={"architecture": "Qwen3ForCausalLM", "parameters": 1_234_567, "tied": True, **SHAPE},
         ),
         startup_s=1.5,
         measurements=tuple(_measurements(run_dir, unit)) if valid else (),
@@ -182,7 +201,8 @@ def _measurements(run_dir: Path, unit: UnitPlan):
     runs = [arm for arm in unit.arm_order for _ in range(REPETITIONS)]
     for position, arm in enumerate(runs):
         speed = process_speed * chance.uniform(0.999, 1.001)
-        trace = sample_trace(speed=speed, cached=24 if arm == "on" else 0)
+        output = 6 if arm == "control" else 5
+        trace = sample_trace(speed=speed, cached=24 if arm == "on" else 0, output=output)
         yield Measurement(
             unit_id=unit.unit_id,
             test_id=unit.test_id,
@@ -193,7 +213,27 @@ def _measurements(run_dir: Path, unit: UnitPlan):
             started_at=WHEN,
             trace_sha256=store_trace(run_dir, trace),
             memory=sample_memory() if unit.test_id == "1.3" else None,
+            canary=Canary(before=sample_reading(1.0), after=sample_reading(speed)),
+            telemetry=sample_telemetry(position),
         )
+
+
+def sample_reading(speed: float) -> CanaryReading:
+    return CanaryReading(flops_per_s=8e10 * speed, bytes_per_s=5e10 * speed, operation_s=5e-6)
+
+
+def sample_telemetry(position: int) -> Telemetry:
+    return Telemetry(
+        duration_s=0.5,
+        interval_s=0.2,
+        num_samples=2,
+        load_average=1.25,
+        throttled_s=None,
+        voluntary_switches=10,
+        involuntary_switches=position,
+        other_busy_cores=0.12,
+        gpus=(),
+    )
 
 
 def sample_trace(*, speed: float, cached: int, requests: int = 8, prompt: int = 64, output: int = 5) -> Trace:

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,9 +50,11 @@ class TestHelp:
         ):
             assert expected in text
 
-    def test_commands_that_do_not_exist_yet_are_not_promised(self, command):
+    def test_every_command_that_its_examples_name_exists(self, command):
         _, text, _ = command("--help")
-        assert "verify" not in text
+        promised = set(re.findall(r"^  touchstone (\w+)", text, re.MULTILINE))
+        assert "verify" in promised
+        assert promised <= {known.name or known.callback.__name__ for known in cli.app.registered_commands}
 
     def test_run_has_examples_of_its_own(self, command):
         status, text, _ = command("run", "--help")

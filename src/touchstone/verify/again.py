@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from touchstone.experiment import Experiment
 
 FOLDERS = ("results", "figures")
-REPORTS = ("report.zh.md", "report.en.md")
 _EXCERPT = 60
 
 
@@ -40,15 +39,24 @@ def typed_in_numbers() -> tuple[Fault, ...]:
 def made_again(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[int, tuple[Fault, ...]]:
     """Make everything again in a folder of its own; return how many files were compared, and what differs."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder)
-        run = load_run(run_dir, experiments)
-        write_results(run.results, made / "results")
-        lints = render_report(run, made).faults
-        files = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-        faults = [fault for file in files for fault in _differences(run_dir / file, made / file, file)]
-    left = (path.relative_to(run_dir) for name in FOLDERS for path in sorted((run_dir / name).glob("*")))
-    faults.extend(Fault(str(path), "is no part of this report") for path in left if str(path) not in files)
-    faults.extend(Fault("report", lint) for lint in lints)
+        lints = make(run_dir, Path(folder), experiments)
+        compared, faults = differences(run_dir, Path(folder))
+    return compared, (*faults, *(Fault("report", lint) for lint in lints))
+
+
+def make(run_dir: Path, out_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[str, ...]:
+    """Write results, reports and figures of a run, and return what the lints of the report found."""
+    run = load_run(run_dir, experiments)
+    write_results(run.results, out_dir / "results")
+    return render_report(run, out_dir).faults
+
+
+def differences(run_dir: Path, made: Path) -> tuple[int, tuple[Fault, ...]]:
+    """Compare what a run folder holds with what was made again, byte by byte, and both ways."""
+    files = sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+    faults = [fault for file in files for fault in _differences(run_dir / file, made / file, file)]
+    left = (str(path.relative_to(run_dir)) for name in FOLDERS for path in sorted((run_dir / name).glob("*")))
+    faults.extend(Fault(path, "is no part of this report") for path in left if path not in files)
     return len(files), tuple(faults)
 
 

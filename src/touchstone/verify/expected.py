@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from touchstone.experiment import Design
+from touchstone.experiment import INSTRUMENT_TEST, Design
 from touchstone.verify import arithmetic as own
 from touchstone.verify.custody import CODE_TEST, LEDGER, Evidence
 from touchstone.verify.observed import COMPARISONS, METRICS, Observation, Value, observe
@@ -23,6 +23,7 @@ MAX_INVALID_SHARE = 0.2
 TOLERANCE, DRIFT_LIMIT, ALPHA = 0.05, 0.025, 0.05
 MIN_FOR_VERDICT, MIN_FOR_INTERVAL, MAX_FOR_FLIPS = 3, 6, 20
 LEVEL = 0.95
+TIMED = frozenset({"HIGHER", "LOWER", "EQUIVALENT", "INCONCLUSIVE"})  # verdicts that rest on timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
 
 def _runs(evidence: Evidence, attempt: Json) -> Iterator[TimedRun]:
     for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
-        facts = observe(evidence.traces[run["trace_sha256"]], run["memory"], attempt["engine"])
+        facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"])
         yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts)
 
 
@@ -97,9 +98,10 @@ def _runs(evidence: Evidence, attempt: Json) -> Iterator[TimedRun]:
 
 
 def result_faults(
-    evidence: Evidence, test: TestEvidence | None, experiment: Experiment | None, told: Json
+    evidence: Evidence, tests: Mapping[str, TestEvidence], experiment: Experiment | None, told: Json
 ) -> Iterator[str]:
     """Say where a result is not what its evidence gives."""
+    test = tests.get(told["test_id"])
     test_id = told["test_id"]
     if test_id == CODE_TEST and evidence.of_kind("quality"):
         yield from _code_faults(evidence, told)
@@ -107,7 +109,8 @@ def result_faults(
         if told["status"] != "not measured" or told["statistics"] or any(_values(told["results"])):
             yield "gives numbers, and the ledger holds no valid process of this test"
     else:
-        yield from _measured_faults(test, experiment, told)
+        void = test_id != INSTRUMENT_TEST and is_void(tests)
+        yield from _measured_faults(test, experiment, told, void=void)
     if told["evidence"] is not None:
         yield from _evidence_faults(evidence, test, told["evidence"])
 
@@ -116,7 +119,7 @@ def _values(results: Json) -> list[bool]:
     return [value is not None for value in results.values()]
 
 
-def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json) -> Iterator[str]:
+def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json, *, void: bool) -> Iterator[str]:
     if told["status"] != "measured":
         yield f"says {told['status']!r}, and the ledger holds {len(test.processes)} valid processes"
         return
@@ -131,12 +134,23 @@ def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json) -> 
         yield f"the statistics are not those of {', '.join(f'{name} ({arm})' for name, arm in wanted)}"
         return
     described = [_described(test, name, arm, key=keys[name]) for name, arm in wanted]
+    refused = [
+        mine["verdict"] != "INVALID" == item["verdict"]
+        for mine, item in zip(described, told["statistics"], strict=True)
+    ]
+    if any(refused) and all(check["passed"] for check in told["checks"]):
+        yield "a number is refused although every check passed"
+    described = [_refused(mine) if taken else mine for mine, taken in zip(described, refused, strict=True)]
     for mine, item in zip(described, told["statistics"], strict=True):
         yield from differences(mine, item, f"{item['metric']} ({item['arm']})")
         yield from _example_faults(test, item)
     paired = experiment.design is Design.PAIRED_BLOCKS
-    effects = _effects(test, list(names)) if paired and test.published else []
-    if [effect["metric"] for effect in told["effects"]] != [effect["metric"] for effect in effects]:
+    valid = {item["metric"] for item in described if item["verdict"] != "INVALID"}
+    effects = paired_effects(test, [name for name in names if name in valid]) if paired and test.published else []
+    if void:
+        effects = [effect | {"verdict": "VOID"} if effect["verdict"] in TIMED else effect for effect in effects]
+    pairs = [[(effect["metric"], effect["treatment"]) for effect in found] for found in (told["effects"], effects)]
+    if pairs[0] != pairs[1]:
         yield f"the effects are not those of {', '.join(effect['metric'] for effect in effects) or 'no metric'}"
         return
     for mine, item in zip(effects, told["effects"], strict=True):
@@ -283,15 +297,33 @@ def _example_faults(test: TestEvidence, told: Json) -> Iterator[str]:
 # --- paired effects -------------------------------------------------------------------------------------------------
 
 
-def _effects(test: TestEvidence, names: Sequence[str]) -> list[Json]:
-    baseline, treatment = test.arms
+def is_void(tests: Mapping[str, TestEvidence]) -> bool:
+    """Whether verdicts on timed effects are void: unless the placebo is equivalent and the control is slower."""
+    test = tests.get(INSTRUMENT_TEST)
+    effects = [] if test is None or not test.processes else paired_effects(test, ["total_time"])
+    seen = {effect["treatment"]: effect for effect in effects}
+    if test is None or seen.keys() != {"placebo", "control"}:
+        return True
+    blocks = seen["placebo"]["blocks"]
+    equivalent = len(blocks) >= MIN_FOR_INTERVAL and _equivalent(blocks, test.planned.get("margin") or TOLERANCE)
+    return not equivalent or seen["control"]["verdict"] != "HIGHER"
+
+
+def paired_effects(test: TestEvidence, names: Sequence[str]) -> list[Json]:
+    """Every treatment against the baseline, metric by metric."""
+    baseline, *treatments = test.arms
+    return [effect for treatment in treatments for effect in _effects(test, names, baseline, treatment)]
+
+
+def _effects(test: TestEvidence, names: Sequence[str], baseline: str, treatment: str) -> list[Json]:
+    margin = test.planned.get("margin") or TOLERANCE
     blocks = {name: found for name in names if (found := _blocks(test, name, baseline, treatment)) is not None}
     exact = {name for name, ratios in blocks.items() if METRICS[name].counted and _constant(ratios)}
     several = [name for name in blocks if name not in exact and len(blocks[name]) > 1]
     adjusted = dict(zip(several, own.holm([_t_p(blocks[name]) for name in several]), strict=True))
     return [
         {"metric": name, "baseline": baseline, "treatment": treatment, "blocks": ratios}
-        | (_exact(ratios) if name in exact else _tested(ratios, adjusted.get(name)))
+        | (_exact(ratios) if name in exact else _tested(ratios, adjusted.get(name), margin))
         for name, ratios in blocks.items()
     ]
 
@@ -328,25 +360,36 @@ def _exact(ratios: Sequence[float]) -> Json:
     return {"ratio": math.exp(ratios[0]), "verdict": "EXACT", **untested}
 
 
-def _tested(ratios: Sequence[float], p_holm: float | None) -> Json:
+def _tested(ratios: Sequence[float], p_holm: float | None, margin: float) -> Json:
     flips = own.sign_flip_p(ratios) if MIN_FOR_INTERVAL <= len(ratios) <= MAX_FOR_FLIPS else None
     return {
         "ratio": math.exp(own.mean(ratios)),
         "interval": None if p_holm is None else _log_interval([math.exp(ratio) for ratio in ratios]),
         "p_sign_flip": flips,
         "p_holm": p_holm,
-        "verdict": _effect_verdict(ratios, p_holm, flips),
+        "verdict": _effect_verdict(ratios, p_holm, flips, margin),
     }
 
 
-def _effect_verdict(ratios: Sequence[float], p_holm: float | None, flips: float | None) -> str:
+def _effect_verdict(ratios: Sequence[float], p_holm: float | None, flips: float | None, margin: float) -> str:
     if p_holm is None or flips is None:
         return "INSUFFICIENT"
     if max(p_holm, flips) <= ALPHA:
         return "HIGHER" if own.mean(ratios) > 0 else "LOWER"
-    low, high = own.mean_interval(ratios, 1 - 2 * ALPHA)  # two one-sided tests at 5 % are a 90 % interval
-    bound = math.log1p(TOLERANCE)
-    return "EQUIVALENT" if -bound <= low and high <= bound else "INCONCLUSIVE"
+    return "EQUIVALENT" if _equivalent(ratios, margin) else "INCONCLUSIVE"
+
+
+def _equivalent(ratios: Sequence[float], margin: float) -> bool:
+    """Two one-sided tests at 5 % are the 90 % interval within the margin."""
+    low, high = own.mean_interval(ratios, 1 - 2 * ALPHA)
+    bound = math.log1p(margin)
+    return -bound <= low and high <= bound
+
+
+def _refused(mine: Json) -> Json:
+    """Take a number back that a check refuses."""
+    empty: Json = {"repetitions": [], "values": [], "n": 0, "k": 0, "median": None, "interval": None}
+    return {name: mine[name] for name in ("metric", "arm", "unit", "key")} | empty | {"verdict": "INVALID"}
 
 
 def _fields(test: TestEvidence, experiment: Experiment, described: Sequence[Json], effects: Sequence[Json]) -> Json:
@@ -377,8 +420,11 @@ def _evidence_faults(evidence: Evidence, test: TestEvidence | None, told: Json) 
     if test is not None and test.attempts:
         lines, attempts, valid = test.lines, len(test.attempts), test.num_valid
         reasons = [attempt["reason"] for attempt in test.attempts if not attempt["valid"]]
-    else:
+    elif evidence.of_kind("quality"):
         lines, attempts, valid, reasons = (evidence.of_kind("quality")[-1].line,), 1, 1, []
+    else:
+        yield "names evidence, and the ledger holds none of this test"
+        return
     mine = {
         "ledger": LEDGER,
         "ledger_root_sha256": evidence.root_sha256,
@@ -426,6 +472,3 @@ def _code_faults(evidence: Evidence, told: Json) -> Iterator[str]:
         same = [item["median"], item["values"], item["repetitions"]]
         if not _same([value, [value], [[value]]], same):
             yield f"{item['metric']} is {item['median']}, counted again it is {value}"
-
-
-Expected: TypeAlias = "Mapping[str, TestEvidence]"

@@ -16,6 +16,7 @@ Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 MIN_FOR_P99 = 100
+MIN_S_FOR_ENERGY = 10
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -57,6 +58,7 @@ class Observation:
     peak_concurrency: int | None
     blocks_used: int | None
     memory: Json | None
+    telemetry: Json | None
     pool_blocks: int | None
     outputs: tuple[str, ...]
     asked: Integers
@@ -72,8 +74,9 @@ class Observation:
         return int(self.last.max() - self.arrival.min())
 
 
-def observe(trace: Json, memory: Json | None, engine: Json | None) -> Observation:
-    """Arrange a trace as arrays."""
+def observe(trace: Json, run: Json, engine: Json | None) -> Observation:
+    """Arrange a trace, and what its ledger entry says of memory and telemetry, as arrays."""
+    memory = run.get("memory")
     requests = trace["requests"]
     output = _column([len(request["emissions"]) for request in requests])
     moments = _column(trace["emission_times_ns"])
@@ -97,6 +100,7 @@ def observe(trace: Json, memory: Json | None, engine: Json | None) -> Observatio
         peak_concurrency=trace["peak_concurrency"],
         blocks_used=trace["peak_kv_blocks_used"],
         memory=memory,
+        telemetry=run.get("telemetry"),
         pool_blocks=_pool_blocks(memory, engine),
         outputs=tuple(request["output_sha256"] for request in requests),
         asked=_column([request["requested_tokens"] for request in requests]),
@@ -209,6 +213,17 @@ def _total_time(run: Observation) -> Value | None:
     return Value(run.window_ns / 1e9, None, ends)
 
 
+def _energy(run: Observation) -> Value | None:
+    """Joules of all GPUs per output token; the driver's counter is too coarse for less than ten seconds."""
+    if run.telemetry is None or run.telemetry["duration_s"] < MIN_S_FOR_ENERGY or not run.output.sum():
+        return None
+    counters = [gpu["energy_j"] for gpu in run.telemetry["gpus"]]
+    if not counters or None in counters:
+        return None
+    tokens = int(run.output.sum())
+    return Value(sum(counters) / tokens, None, {"E": sum(counters), r"\sum n_i": tokens})
+
+
 def _in_flight(run: Observation) -> Value | None:
     if not run.complete:
         return None
@@ -309,6 +324,7 @@ METRICS: Mapping[str, Metric] = {
     "e2e_throughput_uncached": Metric("uncached prompt + output tokens/s", _uncached),
     "prefill_throughput": Metric("prefill tokens/s", lambda run: _step_rate(run, "prefill")),
     "decode_throughput": Metric("decode tokens/s", lambda run: _step_rate(run, "decode")),
+    "energy_per_output_token": Metric("J/token", _energy),
     "total_time": Metric("s", _total_time),
     "prefill_step_time": Metric("ms", lambda run: _per_step(run, "prefill", r"\sum t_j", lambda s: s.own, 1e6)),
     "decode_step_time": Metric("ms", lambda run: _per_step(run, "decode", r"\sum t_j", lambda s: s.own, 1e6)),

@@ -352,7 +352,7 @@ class _Checker:
         if place.formula > 1 and place.metric is not None:
             yield from self._worked(place)
         elif text.startswith("|") and place.columns in self._tables and not _is_head(place, self._words):
-            yield from self._tables[place.columns](place, cells(text))
+            yield from self._row(place, cells(text))
         elif place.metric is not None and place.label == "data" and _is_item(text):
             yield from self._data(place)
         elif text.startswith(self._words["worked_example"]) and (code := _CODE.search(text)):
@@ -362,6 +362,12 @@ class _Checker:
             yield from self._counts(text)
         else:
             yield from self._explained(place, frozenset())
+
+    def _row(self, place: Place, row: list[str]) -> Iterator[str]:
+        if len(row) == len(place.columns):
+            yield from self._tables[place.columns](place, row)
+        else:
+            yield f"{len(row)} cells stand under {len(place.columns)} titles"
 
     def _explained(self, place: Place, own: frozenset[str]) -> Iterator[str]:
         """Require every number of a line to be one that may be quoted there."""
@@ -472,7 +478,7 @@ class _Checker:
 
     def _process_row(self, place: Place, metric: str | None, row: list[str]) -> Iterator[str]:
         shown = self._case.shown(place.test_id, metric, _bare(row[0]))
-        index = int(row[1]) - 1 if row[1].isdigit() else -1
+        index = int(row[1]) - 1 if row[1].isdecimal() else -1
         if shown is None or not 0 <= index < len(shown.rows):
             yield f"there is no process {row[1]} of this arm"
             return
@@ -489,10 +495,11 @@ class _Checker:
         yield from self._judged(shown, row[2], row[3], row[4])
         yield from _compare(row[5], shown.spread)
 
-    def _effect_of(self, place: Place, name: str) -> Json | None:
+    def _effect_of(self, place: Place, name: str, treatment: str | None = None) -> Json | None:
         metric = self._report.names.get(name.casefold()) or self._metric_of_supporting(name)
         effects = self._case.results.get(place.test_id or "", {"effects": []})["effects"]
-        return next((effect for effect in effects if effect["metric"] == metric), None)
+        fitting = (effect for effect in effects if treatment in {None, effect["treatment"]})
+        return next((effect for effect in fitting if effect["metric"] == metric), None)
 
     def _metric_of_supporting(self, name: str) -> str | None:
         """Find a metric by the name that it has in a table of supporting metrics."""
@@ -501,7 +508,7 @@ class _Checker:
         return None if found is None else found.group(1)
 
     def _effect(self, place: Place, row: list[str]) -> Iterator[str]:
-        effect = self._effect_of(place, row[0])
+        effect = self._effect_of(place, row[0], _bare(row[2]))
         if effect is None:
             yield f"the results hold no effect on {row[0]}"
             return

@@ -1,0 +1,247 @@
+"""`touchstone verify` on a whole run folder: an untouched copy passes, and any changed byte is found and named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+import zlib
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.touchstone.report_sample import write_sample_run
+from touchstone import cli
+from touchstone.verify import again
+from touchstone.verify.outcome import NotARunError
+from touchstone.verify.verification import verify_run
+
+
+def flips(number):
+    checks = [HealthCheck.function_scoped_fixture]  # the fixtures only read; what a flip changes is put back
+    return settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=checks)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with every kind of outcome, its report, and what is made again from it."""
+    folder, made = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("made")
+    experiments = write_sample_run(folder)
+    assert again.make(folder, folder, experiments) == ()
+    again.make(folder, made, experiments)
+    return SimpleNamespace(folder=folder, experiments=experiments, made=made)
+
+
+@pytest.fixture
+def quick(run, monkeypatch):
+    """Compare with what was made again once, instead of making it for every flip."""
+    monkeypatch.setattr(again, "made_again", lambda folder, _: again.differences(folder, run.made))
+    return lambda folder: verify_run(folder, run.experiments)
+
+
+def failed(outcomes):
+    return {outcome.id for outcome in outcomes if outcome.examined is not None and not outcome.passed}
+
+
+def named(outcomes):
+    return {fault.file for outcome in outcomes for fault in outcome.faults}
+
+
+def test_an_untouched_run_passes_every_check(run):
+    outcomes = verify_run(run.folder, run.experiments)
+    assert [str(fault) for outcome in outcomes for fault in outcome.faults] == []
+    assert all(outcome.passed and outcome.examined for outcome in outcomes)
+    assert next(outcome.examined for outcome in outcomes if outcome.id == "printed_numbers") > 2000
+
+
+def test_a_copy_passes_too(run, quick, tmp_path):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    assert failed(quick(copy)) == set()
+
+
+# --- any byte --------------------------------------------------------------------------------------------------------
+
+
+def flip(path, place, change):
+    data = bytearray(path.read_bytes())
+    place %= len(data)
+    data[place] = (data[place] + change) % 256
+    path.write_bytes(data)
+
+
+class Touched:
+    """Change a file of the run for as long as a check takes, and put it back."""
+
+    def __init__(self, path):
+        self.path, self.before = path, path.read_bytes()
+
+    def __enter__(self):
+        return self.path
+
+    def __exit__(self, *_):
+        self.path.write_bytes(self.before)
+
+
+@flips(100)
+@given(place=st.integers(0, 2**40), change=st.integers(1, 255))
+def test_a_changed_byte_in_the_ledger_is_found_and_the_line_named(run, quick, place, change):
+    path = run.folder / "ledger.jsonl"
+    with Touched(path):
+        line = path.read_bytes()[: place % path.stat().st_size].count(b"\n") + 1
+        flip(path, place, change)
+        outcomes = quick(run.folder)
+    assert failed(outcomes) == {"hash_chain"}
+    assert {fault.file for fault in outcomes[0].faults} == {"ledger.jsonl"}
+    assert line in {fault.line for fault in outcomes[0].faults}
+
+
+@flips(100)
+@given(which=st.integers(0, 10**6), place=st.integers(0, 2**40), change=st.integers(1, 255))
+def test_a_changed_byte_in_a_trace_is_found_and_the_file_named(run, quick, which, place, change):
+    paths = sorted((run.folder / "traces").iterdir())
+    path = paths[which % len(paths)]
+    with Touched(path) as touched:
+        offset = place % len(touched.read_bytes())
+        assume(offset not in {8, 9})  # gzip's note on level and system, which says nothing of the content
+        content = gzip.decompress(touched.read_bytes())
+        flip(path, place, change)
+        assume(not is_the_same_content(path.read_bytes(), content) or offset < 8)
+        outcomes = quick(run.folder)
+    assert failed(outcomes) == {"traces"}
+    assert named(outcomes) == {f"traces/{path.name}"}
+
+
+def is_the_same_content(compressed, content):
+    """Whether a flip hit a bit that the compressed form does not use."""
+    try:
+        return gzip.decompress(compressed) == content
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+@flips(60)
+@given(which=st.integers(0, 10**6), place=st.integers(0, 2**40), change=st.integers(1, 255))
+def test_a_changed_byte_in_a_published_file_is_found_and_the_file_named(run, quick, which, place, change):
+    paths = [*sorted(run.folder.glob("report.*.md")), *sorted((run.folder / "results").iterdir())]
+    path = paths[which % len(paths)]
+    with Touched(path):
+        flip(path, place, change)
+        outcomes = quick(run.folder)
+    assert "made_again" in failed(outcomes)
+    assert str(path.relative_to(run.folder)) in named(outcomes)
+
+
+def digits_of(text, rng, count):
+    """Places of digits that state results: table cells and formulas, outside code spans, links and headings."""
+    places, offset = [], 0
+    for line in text.split("\n"):
+        if line.startswith("| ") and "`" not in line.split("|")[-2]:
+            start = line.rfind("|", 0, line.rfind("|"))
+            places += [offset + i for i in range(start, len(line)) if line[i].isdigit()]
+        offset += len(line) + 1
+    return rng.sample(places, count)
+
+
+def test_a_changed_digit_in_a_table_is_found_by_the_independent_numbers_alone(run, quick, monkeypatch):
+    """Without looking at the bytes: what the other code works out again suffices."""
+    monkeypatch.setattr(again, "made_again", lambda *_: (1, ()))
+    path = run.folder / "report.en.md"
+    text, rng = path.read_text(encoding="utf-8"), random.Random(8)
+    chapters = text[: text.index("### Test 4.1")]
+    start = chapters.index("### Test 1.1")
+    found = 0
+    sampled = digits_of(chapters[start:], rng, 25)
+    for offset in sampled:
+        place = start + offset
+        other = rng.choice([digit for digit in "0123456789" if digit != text[place]])
+        with Touched(path):
+            path.write_text(text[:place] + other + text[place + 1 :], encoding="utf-8")
+            outcomes = quick(run.folder)
+        line = text[:place].count("\n") + 1
+        wrong = [fault for outcome in outcomes if outcome.id == "printed_numbers" for fault in outcome.faults]
+        found += line in {fault.line for fault in wrong if fault.file == "report.en.md"}
+    assert found == len(sampled)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["results/1.1_throughput.json", "figures/repetitions-1.1.svg", "report.zh.md"])
+def test_a_missing_file_is_named(run, quick, tmp_path, name):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    (copy / name).unlink()
+    outcomes = quick(copy)
+    assert "made_again" in failed(outcomes)
+    assert name in named(outcomes)
+
+
+@pytest.mark.parametrize("name", ["results/1.1_better.json", "figures/extra.svg"])
+def test_a_file_too_many_is_named(run, quick, tmp_path, name):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    source = copy / "results/1.1_throughput.json"
+    (copy / name).write_bytes(source.read_bytes())
+    assert name in named(quick(copy))
+
+
+def test_a_missing_trace_and_one_too_many_are_named(run, quick, tmp_path):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    first, *_ = sorted((copy / "traces").iterdir())
+    first.rename(first.with_name("0" * 64 + ".json.gz"))
+    outcomes = quick(copy)
+    assert failed(outcomes) == {"traces"}
+    assert named(outcomes) == {f"traces/{first.name}", f"traces/{'0' * 64}.json.gz"}
+
+
+def test_a_line_cut_off_is_a_broken_chain_or_an_unfinished_end(run, quick, tmp_path):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    ledger = copy / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes()[:-10])
+    assert failed(quick(copy)) == {"hash_chain"}
+
+
+# --- bad input and the command line ----------------------------------------------------------------------------------
+
+
+def test_a_folder_without_ledger_or_report_is_no_run(run, tmp_path):
+    with pytest.raises(NotARunError, match=r"holds no ledger\.jsonl"):
+        verify_run(tmp_path, {})
+    shutil.copy(run.folder / "ledger.jsonl", tmp_path)
+    with pytest.raises(NotARunError, match="make it with `touchstone report"):
+        verify_run(tmp_path, {})
+
+
+def test_a_ledger_without_a_plan_is_no_run(run, tmp_path):
+    line = (run.folder / "ledger.jsonl").read_bytes().split(b"\n")[0]
+    (tmp_path / "ledger.jsonl").write_bytes(line + b"\n")
+    (tmp_path / "results").mkdir()
+    with pytest.raises(NotARunError, match="holds no plan"):
+        verify_run(tmp_path, {})
+
+
+@pytest.mark.parametrize("lie", [False, True])
+def test_the_command_names_the_file_and_tells_by_its_exit_code(run, quick, tmp_path, monkeypatch, capsys, lie):
+    assert quick
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    if lie:
+        path = copy / "results/1.1_throughput.json"
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told["statistics"][0]["median"] *= 1.1
+        path.write_text(json.dumps(told), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["touchstone", "verify", str(copy)])
+    monkeypatch.setattr(cli._console, "_width", 200)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr().out
+    assert (ended.value.code or 0) == int(lie)
+    assert ("results/1.1_throughput.json: prefill_throughput (default): median is" in shown) == lie
+
+
+def test_the_command_says_what_is_missing_in_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["touchstone", "verify", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "holds no ledger.jsonl" in capsys.readouterr().err
