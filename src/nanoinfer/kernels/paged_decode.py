@@ -45,7 +45,7 @@ def decode_tuning(dtype: torch.dtype, num_splits: int) -> DecodeTuning:
     """
     if dtype == torch.float32:
         return DecodeTuning(tile_keys=16, num_warps=4, num_stages=2)
-    return DecodeTuning(tile_keys=32, num_warps=1 if num_splits == 1 else 2, num_stages=3)
+    return DecodeTuning(tile_keys=32, num_warps=1, num_stages=2) if num_splits == 1 else DecodeTuning(32, 2, 3)
 
 
 def num_context_splits(batch_size: int, num_kv_heads: int, max_context_len: int, multiprocessors: int) -> int:
