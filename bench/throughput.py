@@ -41,5 +41,6 @@ EXPERIMENT = Experiment(
         Measure("mean_concurrency"),
         Measure("preemptions"),
         Measure("kv_occupancy"),
+        Measure("energy_per_output_token"),
     ),
 )

@@ -27,8 +27,8 @@ class CanarySize:
 
 
 # CPU: 0.4 ms and 0.15 ms on one core of 2020, 25 ms a reading altogether, so that some repetition falls between the
-# time slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B below the
-# true one would make the roofline's floor too high to be a floor.
+# time slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B
+# below the true one would make the roofline's floor too high to be a floor.
 # GPU: large enough to fill the device (1 ms and more) and far beyond its cache; the warm-ups let its clocks rise from
 # idle. The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
 CPU_SIZE = CanarySize(matrix=256, copied_bytes=4 << 20, repetitions=20, warm_ups=2)

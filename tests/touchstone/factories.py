@@ -159,6 +159,11 @@ def make_workload(**changes: object) -> WorkloadSpec:
     return WorkloadSpec.model_validate(facts | changes)
 
 
+def _later(trace: Trace, elapsed_ns: int) -> Trace:
+    """Let the timed region end some nanoseconds later: two true regions are never equally long."""
+    return trace.model_copy(update={"duration_ns": trace.duration_ns + elapsed_ns})
+
+
 @dataclass
 class FakeRun:
     """A run folder in the making: planned tests with their attempts, written in one go."""
@@ -220,13 +225,36 @@ class FakeRun:
         arms = [unit.arm_order[index % len(unit.arm_order)] for index in range(len(traces))]
         self.attempts.append((unit, number, invalid, list(zip(arms, traces, strict=True)), memory))
 
+    def add_instrument(self, *, placebo: float = 1.0, control: float = 1.1) -> None:
+        """Plan and record the instrument's own test; the two ratios are what its six blocks show."""
+        order = ("baseline", "placebo", "control")
+        units = self.plan_test("0.1", processes=6, order=(*order, *reversed(order)))
+        arms = (*self.tests[-1].arms[:2], self.tests[-1].arms[2].model_copy(update={"extra_output": 0.1}))
+        self.tests[-1] = self.tests[-1].model_copy(update={"arms": arms, "margin": 0.05})
+        slower = {"baseline": 1.0, "placebo": placebo, "control": control}
+        for unit in units:
+            scatter = 1 + 0.001 * (unit.process % 3)
+            self.attempt(
+                unit,
+                [
+                    make_trace(
+                        prefill_ms=100 * slower[arm] * (scatter if arm != "baseline" else 1),
+                        decode_ms=0.1,
+                    )
+                    for arm in unit.arm_order
+                ],
+            )
+
     def write(self) -> Path:
         environment, plan = self.environment, self._plan()
         with Ledger.create(self.path / LEDGER_NAME) as ledger:
             ledger.append(EntryKind.ENVIRONMENT, environment)
             ledger.append(EntryKind.PLAN, plan)
+            elapsed = 0
             for unit, number, invalid, timed, memory in self.attempts:
-                body = self._attempt(unit, number, invalid, timed, memory, environment, plan)
+                distinct = [(arm, _later(trace, elapsed + index)) for index, (arm, trace) in enumerate(timed)]
+                elapsed += len(timed)
+                body = self._attempt(unit, number, invalid, distinct, memory, environment, plan)
                 ledger.append(EntryKind.ATTEMPT, body)
             if self.quality is not None:
                 ledger.append(EntryKind.QUALITY, self.quality)
@@ -265,7 +293,7 @@ class FakeRun:
                 arm=arm,
                 position=position,
                 repetition=position // len(unit.arm_order),
-                seed=unit.seed,
+                seed=100 * unit.seed + position // len(set(unit.arm_order)),
                 started_at=MOMENT,
                 trace_sha256=store_trace(self.path, trace),
                 memory=memory,

@@ -150,7 +150,7 @@ def test_attributed_times_add_up_to_the_union_of_the_intervals(intervals):
 
 def test_decode_rate_of_overlapped_steps_uses_attributed_time():
     trace = make_trace(outputs=3)
-    overlapped = (trace.steps[0], step("decode", 90, 110, decode=2), step("decode", 101, 120, decode=2))
+    overlapped = (step("prefill", 0, 100), step("decode", 90, 110, decode=2), step("decode", 101, 120, decode=2))
     facts = RunFacts(trace.model_copy(update={"steps": overlapped}))
     assert value("decode_throughput", facts) == pytest.approx(4 / 0.02)
 

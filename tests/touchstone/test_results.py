@@ -7,13 +7,22 @@ import math
 
 import pytest
 
-from tests.touchstone.factories import MOMENT, MS, FakeRun, make_engine, make_memory, make_trace, make_workload
+from tests.touchstone.factories import (
+    MOMENT,
+    MS,
+    OFFSET_NS,
+    FakeRun,
+    make_engine,
+    make_memory,
+    make_trace,
+    make_workload,
+)
 from touchstone.analysis.checks import hit_upper_bound
 from touchstone.analysis.results import PLAN, derive_results, write_results
 from touchstone.analysis.runs import RunsError
 from touchstone.analysis.summaries import MeasureError
 from touchstone.canonical import canonical_json, sha256_hex
-from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
+from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
 from touchstone.ledger import read_ledger
 from touchstone.records import (
     CodeMetrics,
@@ -61,7 +70,8 @@ PREFIX = experiment(
     arms=(Arm("off", {"prefix_cache": False}), Arm("on", {"prefix_cache": True})),
     design=Design.PAIRED_BLOCKS,
 )
-EXPERIMENTS = {item.plan_id: item for item in (THROUGHPUT, MEMORY, PREFIX)}
+INSTRUMENT = next(item for item in load_experiments() if item.plan_id == "0.1")
+EXPERIMENTS = {item.plan_id: item for item in (INSTRUMENT, THROUGHPUT, MEMORY, PREFIX)}
 
 
 def by_id(path, experiments=EXPERIMENTS):
@@ -102,7 +112,7 @@ def test_measured_test_carries_plan_fields_statistics_and_evidence(tmp_path):
     assert time.values == pytest.approx([0.12, 0.1212, 0.1188, 0.12, 0.1224, 0.1176], rel=1e-6)
     assert (time.n, time.k, time.key, time.verdict, time.indicative) == (6, 3, True, Verdict.STABLE, False)
     assert time.example.value in [value for row in time.repetitions for value in row]
-    assert time.example.terms[r"\max e_i"] == pytest.approx(time.example.value)
+    assert time.example.terms[r"\max e_i"] - time.example.terms[r"\min a_i"] == pytest.approx(time.example.value)
     assert statistic(result, "preemptions").verdict is Verdict.EXACT
     assert failed(result) == set()
 
@@ -198,7 +208,7 @@ BOUND = 6 * 80
 ARMS = {"off": {"prefix_cache": False}, "on": {"prefix_cache": True}}
 
 
-def prefix_run(path, *, hits=BOUND, off_hits=0, drift=0.0, outputs_on=3, processes=6):
+def prefix_run(path, *, hits=BOUND, off_hits=0, drift=0.0, outputs_on=3, processes=6, instrument=True):
     """ABBA blocks of 10 requests of 100 tokens: off takes 200 + 20 ms, on 100 + 10 ms, later runs `drift` slower."""
     fake = FakeRun(path)
     order = ("off", "on", "on", "off")
@@ -215,6 +225,8 @@ def prefix_run(path, *, hits=BOUND, off_hits=0, drift=0.0, outputs_on=3, process
                 )
             )
         fake.attempt(unit, traces)
+    if instrument:
+        fake.add_instrument()
     return fake
 
 
@@ -306,7 +318,7 @@ def steps_with(trace, index, **changes):
             {"distinct_tokens"},
         ),
         (
-            lambda trace, memory: (trace.model_copy(update={"duration_ns": 119 * MS}), memory),
+            lambda trace, memory: (trace.model_copy(update={"duration_ns": 119 * MS + 1}), memory),
             {"window_inside_timed_region", "step_time_within_total"},
         ),
         (lambda trace, memory: (steps_with(trace, 1, decode_tokens=3), memory), {"steps_account_for_tokens"}),
@@ -314,7 +326,7 @@ def steps_with(trace, index, **changes):
         (lambda _, memory: (make_trace(cached=(16, 16)), memory), {"cache_hits_within_bound"}),
         (
             lambda trace, memory: (
-                trace.model_copy(update={"emission_times_ns": (100 * MS, 99 * MS, 120 * MS)}),
+                trace.model_copy(update={"emission_times_ns": (100 * MS + OFFSET_NS, 99 * MS, 120 * MS)}),
                 memory,
             ),
             {"latency_identity"},

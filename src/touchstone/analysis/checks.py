@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
-from touchstone.analysis import samples
+from touchstone.analysis import plausibility, samples
 from touchstone.analysis.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
 from touchstone.analysis.metrics import DICTIONARY, SAMPLES
 from touchstone.analysis.quantities import Quantity
@@ -29,6 +29,7 @@ Finding = Bilingual | None
 def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
     """Every check that applies to a measured test: its attempts, each of its runs, and its arms against each other."""
     runs = test.runs
+    too_fast, has_roofline = plausibility.roofline_finder(ledgered)
     per_run: tuple[tuple[str, Callable[[Run], Finding], Bilingual, Callable[[Run], bool]], ...] = (
         ("all_tokens_returned", _missing_tokens, _ALL_TOKENS, lambda _: True),
         ("distinct_tokens", _all_one_token, _DISTINCT, lambda _: True),
@@ -39,17 +40,32 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
         ("step_time_within_total", _steps_exceed, _STEP_TIME, _has_steps),
         ("steps_account_for_tokens", _steps_miscount, _STEP_TOKENS, _has_steps),
         ("total_rate_within_parts", _rate_too_high, _PARTS, _has_steps),
-        ("memory_parts_close", _memory_open, _MEMORY, lambda run: run.facts.memory is not None),
+        ("memory_parts_close", _memory_open, _MEMORY, _has_memory),
         ("memory_residual_bounded", _residual_too_large, _RESIDUAL, _reports_all_memory),
         ("prefix_cache_off_hits_nothing", _hits_though_off, _COLD, lambda run: _cache_is_off(test, run)),
         ("cache_hits_within_bound", _bound_finder(test), _BOUND, _reports_cached),
+        ("device_time_within_wall", plausibility.device_time_outside, plausibility.DEVICE_TIME, _has_device_times),
+        ("within_roofline", too_fast, plausibility.ROOFLINE, has_roofline),
+        ("timer_not_rounded", plausibility.timer_rounded, plausibility.TIMER, lambda _: True),
+        ("timer_above_resolution", plausibility.timer_too_short, plausibility.RESOLUTION, lambda _: True),
+        ("memory_peak_holds_parts", plausibility.memory_peak_too_small, plausibility.MEMORY_PEAK, _has_memory),
+        ("littles_law", plausibility.littles_law_broken, plausibility.LITTLE, _is_complete),
     )
     over_runs = (
         _over_runs(identifier, [run for run in runs if applies(run)], find, statement)
         for identifier, find, statement, applies in per_run
     )
     paired = (_same_work(test), _same_answer(test)) if len(test.arms) > 1 else ()
-    found = (_attempts_accounted(test), _one_environment(ledgered, test), *over_runs, *paired)
+    over_test = (
+        plausibility.timings_never_repeat(test),
+        plausibility.prompts_never_repeat(test),
+        plausibility.arms_interleaved(test),
+        plausibility.scaling_within_ideal(test),
+        plausibility.machine_steady(ledgered, test),
+        plausibility.machine_undisturbed(ledgered.plan, test),
+        plausibility.repeated_prompts_not_faster(test),
+    )
+    found = (_attempts_accounted(test), _one_environment(ledgered, test), *over_runs, *paired, *over_test)
     return tuple(check for check in found if check is not None)
 
 
@@ -109,9 +125,10 @@ def _one_environment(ledgered: Ledgered, test: TestRuns) -> Check:
 
 def _same_work(test: TestRuns) -> Check:
     """Compare prompt lengths and output lengths of the runs of a process that had one seed, and the arms' totals."""
-    groups = [group for process in test.processes for group in _by_seed(process)]
+    groups = [_same_workload(test, group) for process in test.processes for group in _by_seed(process)]
     unequal = sum(len({_work(run.facts.trace) for run in group}) > 1 for group in groups)
-    unequal += sum(len({_arm_total(process, arm) for arm in test.arms}) > 1 for process in test.processes)
+    arms = [arm.name for arm in test.planned.arms if not arm.extra_output]
+    unequal += sum(len({_arm_total(process, arm) for arm in arms}) > 1 for process in test.processes)
     return Check(
         id="same_work",
         passed=unequal == 0,
@@ -128,7 +145,7 @@ def _same_answer(test: TestRuns) -> Check | None:
     equal, total = 0, 0
     for process in test.processes:
         for group in _by_seed(process):
-            for first, second in pairwise(group):
+            for first, second in pairwise(_same_workload(test, group)):
                 if first.arm != second.arm:
                     pairs = zip(first.facts.trace.requests, second.facts.trace.requests, strict=False)
                     same = [one.output_sha256 == other.output_sha256 for one, other in pairs]
@@ -149,6 +166,12 @@ def _by_seed(process: Process) -> list[list[Run]]:
     for run in process.runs:
         groups.setdefault(run.seed, []).append(run)
     return list(groups.values())
+
+
+def _same_workload(test: TestRuns, group: Sequence[Run]) -> list[Run]:
+    """Leave out the control, which is asked for more on purpose."""
+    extended = {arm.name for arm in test.planned.arms if arm.extra_output}
+    return [run for run in group if run.arm not in extended]
 
 
 def _work(trace: Trace) -> tuple[tuple[int, int, int], ...]:
@@ -186,6 +209,14 @@ def _is_complete(run: Run) -> bool:
 
 def _has_steps(run: Run) -> bool:
     return run.facts.trace.steps is not None and _is_complete(run)
+
+
+def _has_memory(run: Run) -> bool:
+    return run.facts.memory is not None
+
+
+def _has_device_times(run: Run) -> bool:
+    return any(step.device_ns is not None for step in run.facts.trace.steps or ())
 
 
 def _reports_cached(run: Run) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 from touchstone.analysis import samples
 from touchstone.analysis.quantities import Measured, NotAvailable, Quantity, Unit
 from touchstone.experiment import Bilingual
-from touchstone.records import EngineFacts, MemoryParts, RequestTrace, Trace
+from touchstone.records import EngineFacts, MemoryParts, RequestTrace, Telemetry, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MIN_SAMPLES_FOR_P99 = 100
+MIN_S_FOR_ENERGY = 10
 NS_PER_S = 1e9
 NS_PER_MS = 1e6
 BYTES_PER_GB = 1e9
@@ -35,6 +36,7 @@ class RunFacts:
     trace: Trace
     memory: MemoryParts | None = None
     engine: EngineFacts | None = None
+    telemetry: Telemetry | None = None
 
 
 def sample_ms(draw: Draw, trace: Trace) -> tuple[float, ...] | NotAvailable:
@@ -143,6 +145,29 @@ def mean_concurrency(facts: RunFacts) -> Measured:
     seconds = samples.window_ns(facts.trace) / NS_PER_S
     in_flight = sum(samples.total_latency(facts.trace)) / NS_PER_S
     return Quantity(in_flight / seconds, Unit.REQUESTS, terms={r"\sum (e_i - a_i)": in_flight, "T": seconds})
+
+
+def energy_per_output_token(facts: RunFacts) -> Measured:
+    """Energy of all GPUs by the driver's counter over the output tokens; only over a window of 10 s and more.
+
+    The counter is renewed some ten times a second, so a shorter window would err by more than 1 %.
+    """
+    energies = [gpu.energy_j for gpu in facts.telemetry.gpus] if facts.telemetry is not None else []
+    known = [energy for energy in energies if energy is not None]
+    if facts.telemetry is None or not known or len(known) < len(energies):
+        return NotAvailable(Bilingual("no GPU with an energy counter was watched", "没有带能耗计数器的 GPU 可供监测"))
+    seconds = facts.telemetry.duration_s
+    if seconds < MIN_S_FOR_ENERGY:
+        return NotAvailable(
+            Bilingual(
+                f"a run of {seconds:.1f} s; the energy counter needs at least {MIN_S_FOR_ENERGY} s",
+                f"运行时长 {seconds:.1f} s，能耗计数器至少需要 {MIN_S_FOR_ENERGY} s",
+            )
+        )
+    tokens = sum(len(request.emissions) for request in facts.trace.requests)
+    if tokens == 0:
+        return samples.NO_REQUESTS
+    return Quantity(sum(known) / tokens, Unit.ENERGY_A_TOKEN, terms={"E": sum(known), r"\sum n_i": tokens})
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------

@@ -293,6 +293,18 @@ _RUN_METRICS = (
         partial(formulas.step_rate, "decode"),
     ),
     MetricDefinition(
+        "energy_per_output_token",
+        Unit.ENERGY_A_TOKEN,
+        Bilingual("energy per output token", "每输出 token 能耗"),
+        r"\frac{E}{\sum n_i}",
+        Bilingual(
+            "the driver's energy counter of all GPUs over the timed region, at least 10 s long, over the output tokens",
+            "计时区间（至少 10 s）内全部 GPU 的驱动能耗计数器之差除以输出 token 数",
+        ),
+        Better.LOWER,
+        formulas.energy_per_output_token,
+    ),
+    MetricDefinition(
         "total_time",
         Unit.SECONDS,
         Bilingual("total time", "总耗时"),

@@ -32,6 +32,7 @@ class Unit(StrEnum):
     PREEMPTIONS = "preemptions"
     GIGABYTES = "GB"
     PERCENT = "%"
+    ENERGY_A_TOKEN = "J/token"  # noqa: S105  a token of text, not of access
     TIMES = "×"
     LINES = "lines"
     FUNCTIONS = "functions"

@@ -15,20 +15,30 @@ from touchstone.analysis.code_quality import (
     quality_statistics,
     quality_verification,
 )
+from touchstone.analysis.machine import canary_summary, telemetry_summary
+from touchstone.analysis.metrics import DICTIONARY
+from touchstone.analysis.plausibility import (
+    instrument_checks,
+    not_far_below_roofline,
+    refusal_of,
+    void_effects,
+    why_void,
+)
 from touchstone.analysis.prose import describe_hardware, how_obtained, verification
+from touchstone.analysis.roofline import fastest
 from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
-from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results
+from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results, withhold
 from touchstone.canonical import atomic_write
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.ledger import LEDGER_NAME
-from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result
+from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from touchstone.experiment import Experiment
-    from touchstone.records import Lengths, QualityAttempt
+    from touchstone.records import Check, Lengths, MetricStatistics, QualityAttempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,22 @@ def derive_results(run_dir: Path, experiments: Mapping[str, Experiment]) -> tupl
     valid process, has a result that says why.
     """
     ledgered = read_runs(run_dir)
-    return tuple(_derive(ledgered, test_id, experiments.get(test_id)) for test_id in PLAN)
+    results = tuple(_derive(ledgered, test_id, experiments.get(test_id)) for test_id in PLAN)
+    return tuple(_voided(result, void_reason(results)) for result in results)
+
+
+def void_reason(results: Iterable[Result]) -> Bilingual | None:
+    """Say why no paired effect of these results may be trusted; None where placebo and control passed."""
+    own = next((result for result in results if result.test_id == INSTRUMENT_TEST), None)
+    judged = own is not None and own.status == "measured"
+    return why_void(own.checks, own.effects) if own is not None and judged else why_void(None, ())
+
+
+def _voided(result: Result, reason: Bilingual | None) -> Result:
+    """Void the verdicts of a test's effects; placebo and control themselves keep theirs, being the reason."""
+    if reason is None or result.test_id == INSTRUMENT_TEST:
+        return result
+    return result.model_copy(update={"effects": void_effects(result.effects, reason)})
 
 
 def write_results(results: Iterable[Result], out_dir: Path) -> list[Path]:
@@ -92,9 +117,17 @@ def _derive(ledgered: Ledgered, test_id: str, experiment: Experiment | None) -> 
 
 def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Result:
     check_experiment(experiment)
-    described = metric_statistics(test, experiment)
     effects = paired_effects(test, experiment)
-    checks = check_test(ledgered, test)
+    raw = metric_statistics(test, experiment, fastest(ledgered.readings), ledgered.plan.device)
+    far_below = not_far_below_roofline(raw)
+    checks = (
+        *check_test(ledgered, test),
+        *(() if far_below is None else (far_below,)),
+        *instrument_checks(test, effects),
+    )
+    described = tuple(_refused(item, checks) for item in raw)
+    shown = {item.metric for item in described if item.verdict is not Verdict.INVALID}
+    effects = tuple(effect for effect in effects if effect.metric in shown)
     how, verified = how_obtained(test, experiment), verification(test, described, checks)
     return Result(
         test_id=experiment.plan_id,
@@ -117,7 +150,17 @@ def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Res
         effects=effects,
         checks=checks,
         evidence=_evidence(ledgered, test),
+        canary=canary_summary(ledgered, test),
+        telemetry=telemetry_summary(test),
     )
+
+
+def _refused(item: MetricStatistics, checks: tuple[Check, ...]) -> MetricStatistics:
+    """Take a number back where a check that concerns its kind has failed."""
+    if item.withheld is not None:
+        return item
+    reason = refusal_of(item, checks, counted=DICTIONARY[item.metric].counted)
+    return item if reason is None else withhold(item, reason)
 
 
 def _quality(ledgered: Ledgered, seq: int, attempt: QualityAttempt) -> Result:

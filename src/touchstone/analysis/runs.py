@@ -9,11 +9,12 @@ from touchstone.analysis.formulas import RunFacts
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, PlannedTest, QualityAttempt, RunPlan, UnitPlan
 from touchstone.trace import load_trace
+from touchstone.validity import readings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from touchstone.records import LedgerEntry
+    from touchstone.records import Canary, CanaryReading, LedgerEntry, Trace
 
 MAX_INVALID_SHARE = 0.2
 
@@ -32,14 +33,19 @@ class Run:
     repetition: int
     seed: int
     facts: RunFacts
+    canary: Canary | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One valid process and its timed runs, in the order in which they were made."""
+    """One valid process and its timed runs, in the order in which they were made.
+
+    `repeated` is the last run once more on the same prompts, where the plan asks for it.
+    """
 
     unit: UnitPlan
     runs: tuple[Run, ...]
+    repeated: Trace | None = None
 
     def of_arm(self, arm: str) -> tuple[Run, ...]:
         """Select the runs of one arm."""
@@ -97,6 +103,7 @@ class Ledgered:
     fingerprints: frozenset[str]
     quality: tuple[int, QualityAttempt] | None
     tests: dict[str, TestRuns]
+    readings: tuple[CanaryReading, ...] = ()
 
 
 def read_runs(run_dir: Path) -> Ledgered:
@@ -122,7 +129,12 @@ def read_runs(run_dir: Path) -> Ledgered:
         fingerprints=frozenset(body.fingerprint for _, body in environments) | _attempt_fingerprints(entries),
         quality=quality[-1] if quality else None,
         tests={test.test_id: _gather(run_dir, plan, test, entries) for test in plan.tests},
+        readings=readings_of(row for attempt in _attempts(entries) for row in attempt.measurements),
     )
+
+
+def _attempts(entries: tuple[LedgerEntry, ...]) -> tuple[Attempt, ...]:
+    return tuple(entry.body for entry in entries if isinstance(entry.body, Attempt))
 
 
 def _attempt_fingerprints(entries: tuple[LedgerEntry, ...]) -> frozenset[str]:
@@ -141,7 +153,10 @@ def _gather(run_dir: Path, plan: RunPlan, test: PlannedTest, entries: tuple[Ledg
     for _, attempt in attempts:
         if attempt.valid and attempt.unit_id in units:
             chosen.setdefault(attempt.unit_id, attempt)
-    processes = tuple(Process(units[name], _load_runs(run_dir, attempt)) for name, attempt in chosen.items())
+    processes = tuple(
+        Process(units[name], _load_runs(run_dir, attempt), _load_repeated(run_dir, attempt))
+        for name, attempt in chosen.items()
+    )
     return TestRuns(test, tuple(units.values()), attempts, processes)
 
 
@@ -153,7 +168,17 @@ def _load_runs(run_dir: Path, attempt: Attempt) -> tuple[Run, ...]:
             position=measurement.position,
             repetition=measurement.repetition,
             seed=measurement.seed,
-            facts=RunFacts(load_trace(run_dir, measurement.trace_sha256), measurement.memory, attempt.engine),
+            facts=RunFacts(
+                load_trace(run_dir, measurement.trace_sha256),
+                measurement.memory,
+                attempt.engine,
+                measurement.telemetry,
+            ),
+            canary=measurement.canary,
         )
         for measurement in sorted(attempt.measurements, key=lambda measurement: measurement.position)
     )
+
+
+def _load_repeated(run_dir: Path, attempt: Attempt) -> Trace | None:
+    return None if attempt.repeated is None else load_trace(run_dir, attempt.repeated.trace_sha256)

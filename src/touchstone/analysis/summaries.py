@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from touchstone.analysis import statistics
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
 from touchstone.analysis.quantities import NotAvailable, Quantity
+from touchstone.analysis.roofline import roofline_of
 from touchstone.analysis.runs import MAX_INVALID_SHARE
 from touchstone.experiment import Bilingual, Design
 from touchstone.records import Effect, MetricStatistics, Verdict, WorkedExample
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from touchstone.analysis.metrics import MetricDefinition
+    from touchstone.analysis.roofline import Peaks
     from touchstone.analysis.runs import Process, Run, TestRuns
     from touchstone.experiment import Experiment, Measure
     from touchstone.records import Scalar
@@ -42,17 +44,30 @@ def check_experiment(experiment: Experiment) -> None:
             raise MeasureError(f"test {experiment.plan_id}: unknown metric {measure.metric!r}; known are {names}")
         if measure.metric in COMPARISONS and not paired:
             raise MeasureError(f"test {experiment.plan_id}: {measure.metric!r} compares arms; use paired blocks")
-    if paired and len(experiment.arms) != NUM_PAIRED_ARMS:
-        raise MeasureError(f"test {experiment.plan_id}: paired blocks need 2 arms, {len(experiment.arms)} are given")
+    arms, filled = len(experiment.arms), any(measure.result for measure in experiment.measures)
+    if paired and (arms < NUM_PAIRED_ARMS or (arms > NUM_PAIRED_ARMS and filled)):
+        raise MeasureError(f"test {experiment.plan_id}: paired blocks need 2 arms, {arms} are given")
 
 
-def metric_statistics(test: TestRuns, experiment: Experiment) -> tuple[MetricStatistics, ...]:
-    """Describe every metric that the experiment reports or compares, arm by arm, in the experiment's order."""
+def metric_statistics(
+    test: TestRuns, experiment: Experiment, peaks: Peaks | None, device: str
+) -> tuple[MetricStatistics, ...]:
+    """Describe every metric that the experiment reports or compares, arm by arm, in the experiment's order.
+
+    With the machine's `peaks` each speed gets its physical floor.
+    """
     keys: dict[str, bool] = {}
     for measure in experiment.measures:
         name = base_metric(measure)
         keys[name] = keys.get(name, False) or measure.key
-    return tuple(_describe(test, DICTIONARY[name], arm, key=key) for name, key in keys.items() for arm in test.arms)
+    described = (_describe(test, DICTIONARY[name], arm, key=key) for name, key in keys.items() for arm in test.arms)
+    return tuple(described) if peaks is None else tuple(_roofed(test, item, peaks, device) for item in described)
+
+
+def withhold(item: MetricStatistics, reason: Bilingual) -> MetricStatistics:
+    """Take a number back: no value, the verdict INVALID and the reason; the roofline stays to be looked at."""
+    bare = _withheld(DICTIONARY[item.metric], item.arm, reason, Verdict.INVALID, key=item.key)
+    return bare.model_copy(update={"roofline": item.roofline})
 
 
 def base_metric(measure: Measure) -> str:
@@ -65,11 +80,15 @@ def paired_effects(test: TestRuns, experiment: Experiment) -> tuple[Effect, ...]
     """Estimate treatment / baseline of each metric from one log-ratio a process; none for a design without pairs.
 
     A metric is left out where a run does not give it or gives a value that is not positive. A count with the same
-    ratio in every block is EXACT and not tested; Holm's adjustment runs over all the others.
+    ratio in every block is EXACT and not tested; Holm's adjustment runs over all the others of a treatment.
     """
     if experiment.design is not Design.PAIRED_BLOCKS or test.too_many_invalid or not test.processes:
         return ()
-    baseline, treatment = test.arms
+    baseline, *treatments = test.arms
+    return tuple(effect for arm in treatments for effect in _effects_of(test, experiment, baseline, arm))
+
+
+def _effects_of(test: TestRuns, experiment: Experiment, baseline: str, treatment: str) -> tuple[Effect, ...]:
     found: dict[str, tuple[float, ...]] = {}
     for name in dict.fromkeys(base_metric(measure) for measure in experiment.measures):
         blocks = block_log_ratios(test.processes, DICTIONARY[name], baseline, treatment)
@@ -77,7 +96,8 @@ def paired_effects(test: TestRuns, experiment: Experiment) -> tuple[Effect, ...]
             found[name] = blocks
     exact = {name for name, blocks in found.items() if DICTIONARY[name].counted and len(set(blocks)) == 1}
     tested = [name for name in found if name not in exact]
-    estimates = statistics.ablation_effects([found[name] for name in tested])
+    margin = statistics.MARGIN if test.planned.margin is None else test.planned.margin
+    estimates = statistics.ablation_effects([found[name] for name in tested], margin)
     by_name = dict(zip(tested, estimates, strict=True))
     return tuple(
         _exact_effect(test.processes[0], name, baseline, treatment, blocks)
@@ -133,6 +153,17 @@ def _arm_fields(
         baseline, treatment = arms
         return {field: medians.get((metric, treatment)), f"{field}_{baseline}": medians.get((metric, baseline))}
     return {f"{arm}_{field}": medians.get((metric, arm)) for arm in arms}
+
+
+def _roofed(test: TestRuns, item: MetricStatistics, peaks: Peaks, device: str) -> MetricStatistics:
+    """Set a metric's worked example beside its physical floor, where it has one."""
+    shown, spec = item.example, test.planned.workload
+    if shown is None:
+        return item
+    run = next(run for run in test.runs if (run.unit_id, run.position) == (shown.unit_id, shown.position))
+    alone = spec is not None and spec.concurrency == 1
+    found = roofline_of(item.metric, run.facts, shown.value, peaks, device, alone=alone)
+    return item if found is None else item.model_copy(update={"roofline": found})
 
 
 # --- one metric of one arm ------------------------------------------------------------------------------------------

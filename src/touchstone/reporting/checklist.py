@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from touchstone.experiment import Bilingual
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.records import Verdict
 from touchstone.reporting.lint import template_digit_faults
 from touchstone.trace import trace_path
@@ -126,7 +126,8 @@ def _source(templates: JinjaEnvironment, name: str) -> str:
 
 
 def _paired(run: Run) -> Tick:
-    comparisons = [test for test in run.plan.tests if len(test.arms) > 1]
+    """Placebo and control are no comparison of a feature off and on, so they do not count."""
+    comparisons = [test for test in run.plan.tests if len(test.arms) > 1 and test.test_id != INSTRUMENT_TEST]
     paired: list[str] = []
     unpaired: list[str] = []
     for test in comparisons:

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from touchstone.analysis.statistics import DRIFT_LIMIT, MIN_FOR_INTERVAL, TOLERANCE
-from touchstone.experiment import Bilingual
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.reporting.checklist import checklist
 from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
 from touchstone.reporting.formatting import percent
+from touchstone.reporting.machine import RooflineView, machine_views, roofline_views
 from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
 from touchstone.reporting.setting import (
     WorkloadRow,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Commands that the report tells the reader to use where this version of the instrument has them.
 OPTIONAL_COMMANDS = ("verify", "reproduce")
+INSTRUMENT_CHECKS = frozenset({"placebo_equivalent", "control_detected", "repeated_prompts_not_faster"})
 SHARED_PARAMETERS = frozenset({"engine", "engine_settings", "model", "device", "dtype", "profile", "seed", "workload"})
 
 
@@ -81,6 +83,8 @@ class TestView:
     evidence: EvidenceView | None
     figures: tuple[FigureView, ...]
     code: CodeView | None
+    rooflines: tuple[RooflineView, ...] = ()
+    void: Bilingual | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ def report_context(
         "measured": tuple(test for test in tests if test.measured),
         "not_measured": tuple(test for test in tests if not test.measured),
         "definitions": _supporting_definitions(tests),
+        "machine": machine_views(run.results),
+        "instrument": _instrument_checks(tests),
         "checklist": checklist(run, numbers, templates),
         "verdicts": _words(glossary.verdicts),
         "effect_verdicts": _words(glossary.effects),
@@ -205,7 +211,21 @@ def _test_view(run: Run, result: Result, figures: tuple[FigureView, ...]) -> Tes
         evidence=None if result.evidence is None else _evidence_view(result.evidence),
         figures=figures,
         code=None if code is None else code_view(code),
+        rooflines=roofline_views(result),
+        void=_void(result),
     )
+
+
+def _instrument_checks(tests: Sequence[TestView]) -> tuple[CheckView, ...]:
+    """Pick placebo, control and repeated prompts from the instrument's own test; empty where it was not measured."""
+    own = (check for test in tests if test.test_id == INSTRUMENT_TEST for check in test.checks)
+    return tuple(check for check in own if check.id in INSTRUMENT_CHECKS)
+
+
+def _void(result: Result) -> Bilingual | None:
+    """Say why a test's paired effects are void, once for all of them."""
+    effect = next((effect for effect in result.effects if effect.void is not None), None)
+    return None if effect is None else Bilingual(effect.void or "", effect.void_zh or "")
 
 
 def _parameters(result: Result) -> tuple[Row, ...]:

@@ -23,6 +23,7 @@ from touchstone.reporting.formatting import (
     place_of_exact,
     significant_place,
 )
+from touchstone.reporting.machine import RooflineView, roofline_view
 from touchstone.reporting.values import NOTHING, Amount, Definition, Printable
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class ArmView:
     example: Bilingual | None
     verification: Bilingual
     compared: bool = False
+    roofline: RooflineView | None = None
+    void: Bilingual | None = None
 
     @property
     def is_single(self) -> bool:
@@ -198,6 +201,7 @@ def _arm_view(statistics: MetricStatistics, worked: str | None, lines: str) -> A
         worked=worked,
         example=None if statistics.example is None else _example(statistics.example),
         verification=_verification(statistics, lines),
+        roofline=roofline_view(statistics),
     )
 
 
@@ -289,6 +293,7 @@ def _compared_arm(comparison: ComparisonDefinition, effect: Effect, lines: str) 
         example=None,
         verification=_effect_verification(effect, lines),
         compared=True,
+        void=None if effect.void is None else Bilingual(effect.void, effect.void_zh or effect.void),
     )
 
 

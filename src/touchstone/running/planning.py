@@ -44,18 +44,22 @@ class Layout:
 # number of blocks with which an exact sign-flip test can reach p < .05. k = 3 makes a process's score the median of
 # three. Memory barely varies, so outside the paper three processes show that it does not. `quick` is for a first look
 # and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards.
-_REPEATED, _PAIRED, _MEMORY = "repeated", "paired", "memory"
+# The instrument's own blocks are the shortest runs of all; three rounds keep a busy machine from hiding a tenth.
+_REPEATED, _PAIRED, _MEMORY, _INSTRUMENT = "repeated", "paired", "memory", "instrument"
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.SMOKE, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.QUICK, _REPEATED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _PAIRED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _INSTRUMENT): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=2),
         (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=2),
         (Profile.PAPER, _MEMORY): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
     }
 )
 UNIT_TIMEOUT_S: Mapping[Profile, int] = MappingProxyType({Profile.SMOKE: 300, Profile.QUICK: 900, Profile.PAPER: 1800})
@@ -231,6 +235,8 @@ def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities
 
 def layout_of(experiment: Experiment, profile: Profile) -> Layout:
     """Look up how often a test is measured in a profile."""
+    if experiment.plan_id == INSTRUMENT_TEST:
+        return LAYOUTS[profile, _INSTRUMENT]
     kind = _PAIRED if experiment.design is Design.PAIRED_BLOCKS else _REPEATED
     return LAYOUTS[profile, _MEMORY if experiment.measure_memory else kind]
 
