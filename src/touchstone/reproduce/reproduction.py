@@ -13,10 +13,11 @@ from touchstone.reproduce.obstacles import Sides
 from touchstone.reproduce.outcomes import exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from touchstone.experiment import Experiment
+    from touchstone.reproduce.claims import Claim
     from touchstone.reproduce.machines import Difference
     from touchstone.reproduce.measured import MeasuredRun
     from touchstone.reproduce.outcomes import ExitCode, Outcome
@@ -54,6 +55,11 @@ def reproduce(run_dir: Path, against: Path, experiments: Mapping[str, Experiment
     claims = load_claims(against / CLAIMS_NAME)
     paper = load_measured(against, experiments, remedy=_NO_PAPER)
     reviewer = load_measured(run_dir, experiments, remedy="name a folder that `touchstone run` has written")
+    return judge_claims(claims, paper, reviewer)
+
+
+def judge_claims(claims: Iterable[Claim], paper: MeasuredRun, reviewer: MeasuredRun) -> Reproduction:
+    """Judge claims on two runs that have been read."""
     decisive = hardware_differences(paper.environment, reviewer.environment, paper.plan, reviewer.plan)
     keys = {difference.key for difference in decisive}
     every = environment_differences(paper.environment, reviewer.environment)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import yaml
 
 from tests.touchstone.factories import FakeRun, make_environment, make_trace, make_workload
 from touchstone.experiment import load_experiments
-from touchstone.reproduce.claims import CLAIMS_NAME
-from touchstone.reproduce.reproduction import reproduce
+from touchstone.reproduce.claims import CLAIMS_NAME, load_claims
+from touchstone.reproduce.measured import load_measured
+from touchstone.reproduce.reproduction import judge_claims
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,22 +39,45 @@ class Speeds:
     workload: WorkloadSpec = field(default_factory=make_workload)
     cached: int = 80
     invalid: str | None = None
+    placebo: float = 1.0
 
 
 def write_run(path: Path, **changes) -> Path:
-    """Write a run of the tests 1.1, 1.2 and 2.1; no time in it is a round number."""
-    speeds = Speeds(**changes)
+    """Write a run of two tests without a switch; no time in it is a round number."""
+    return _write(path, Speeds(**changes), ("1.1", "1.2"))
+
+
+def write_switched(path: Path, **changes) -> Path:
+    """Write a run of the test 2.1, and of the instrument's own, without which a switch shows nothing."""
+    return _write(path, Speeds(**changes), ("0.1", "2.1"))
+
+
+def write_whole(path: Path, **changes) -> Path:
+    """Write a run of all these tests."""
+    return _write(path, Speeds(**changes), ("0.1", "1.1", "1.2", "2.1"))
+
+
+def _write(path: Path, speeds: Speeds, tests: tuple[str, ...]) -> Path:
     run = FakeRun(path, environment=make_environment(**speeds.hardware), seed=speeds.seed)
-    for unit in run.plan_test("1.1", processes=speeds.processes, workload=speeds.workload):
-        run.attempt(unit, [_trace(speeds, unit.process)], invalid=speeds.invalid)
-    for unit in run.plan_test("1.2", processes=speeds.processes):
-        run.attempt(unit, [_trace(speeds, unit.process)])
-    workload = make_workload(**SHARED)
+    if "0.1" in tests:
+        run.add_instrument(placebo=speeds.placebo)
+    if "1.1" in tests:
+        for unit in run.plan_test("1.1", processes=speeds.processes, workload=speeds.workload):
+            run.attempt(unit, [_trace(speeds, unit.process)], invalid=speeds.invalid)
+    if "1.2" in tests:
+        for unit in run.plan_test("1.2", processes=speeds.processes):
+            run.attempt(unit, [_trace(speeds, unit.process)])
+    if "2.1" in tests:
+        _record_switch(run, speeds)
+    return run.write()
+
+
+def _record_switch(run: FakeRun, speeds: Speeds) -> None:
     arms = {"off": {"prefix_cache": False}, "on": {"prefix_cache": True}}
     order = ("off", "on", "on", "off")
+    workload = make_workload(**SHARED)
     for unit in run.plan_test("2.1", processes=speeds.processes, order=order, arms=arms, workload=workload):
         run.attempt(unit, [_trace(speeds, unit.process + index / 7, arm=arm) for index, arm in enumerate(order)])
-    return run.write()
 
 
 def _trace(speeds: Speeds, process: float, *, arm: str = "off"):
@@ -89,7 +114,18 @@ def write_claims(folder: Path, *claims: dict[str, object]) -> None:
 def outcomes(paper: Path, here: Path, *claims: dict[str, object]):
     """Judge claims on two run folders; the verdicts by name."""
     write_claims(paper, *claims)
-    return reproduce(here, paper, EXPERIMENTS)
+    return judge_claims(load_claims(paper / CLAIMS_NAME), load(paper), load(here))
+
+
+@lru_cache(maxsize=1)  # the paper is read once for a row of tests
+def _load_paper(folder: Path):
+    return load_measured(folder, EXPERIMENTS, remedy="")
+
+
+def load(folder: Path):
+    """Read a run; the paper of a row of tests is kept."""
+    shared = folder.parent.name.startswith("paper")
+    return _load_paper(folder) if shared else load_measured(folder, EXPERIMENTS, remedy="")
 
 
 def only(paper: Path, here: Path, one: dict[str, object]):

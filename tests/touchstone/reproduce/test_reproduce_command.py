@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tests.touchstone.reproduce.pairs_of_runs import claim, outcomes, write_claims, write_run
+from tests.touchstone.reproduce.pairs_of_runs import claim, outcomes, write_claims, write_run, write_whole
 from touchstone import cli
 from touchstone.cli import main
 from touchstone.ledger import LEDGER_NAME
@@ -49,7 +49,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def paper(tmp_path):
-    folder = write_run(tmp_path / "paper")
+    folder = write_whole(tmp_path / "paper")
     write_claims(folder, *CLAIMS)
     return folder
 
@@ -65,7 +65,7 @@ class TestReproduce:
         ],
     )
     def test_the_status_is_the_verdict(self, command, paper, tmp_path, changes, status, words):
-        here = write_run(tmp_path / "here", **changes)
+        here = write_whole(tmp_path / "here", **changes)
         ended, text, _ = command("reproduce", here)
         assert ended == status
         assert words in text
@@ -73,20 +73,20 @@ class TestReproduce:
         assert not list(paper.glob("reproduction.*"))
 
     def test_the_table_shows_claim_verdict_and_remark(self, command, paper, tmp_path):
-        _, text, _ = command("reproduce", write_run(tmp_path / "here"), "--against", paper)
+        _, text, _ = command("reproduce", write_whole(tmp_path / "here"), "--against", paper)
         assert "1.1-absolute" in text
         assert "REPRODUCED" in text
         assert "12 of 12 requests returned the same tokens" in text
 
     def test_a_paper_without_a_ledger_is_status_3_with_the_remedy(self, command, tmp_path):
         write_claims(tmp_path / "paper", SPEED)
-        status, _, errors = command("reproduce", write_run(tmp_path / "here"))
+        status, _, errors = command("reproduce", write_whole(tmp_path / "here"))
         assert status == 3
         assert "paper holds no ledger.jsonl; the paper's run is not there" in errors
         assert "--against" in errors
 
     def test_a_broken_ledger_is_status_3_with_its_line(self, command, paper, tmp_path):
-        here = write_run(tmp_path / "here")
+        here = write_whole(tmp_path / "here")
         ledger = here / LEDGER_NAME
         ledger.write_bytes(ledger.read_bytes().replace(b'"outputs":', b'"outputs" :').replace(b"Made-up", b"Fast"))
         status, _, errors = command("reproduce", here, "--against", paper)
@@ -94,7 +94,7 @@ class TestReproduce:
         assert "line 1: the line does not hash" in errors
 
     def test_a_missing_trace_is_status_3(self, command, paper, tmp_path):
-        here = write_run(tmp_path / "here")
+        here = write_whole(tmp_path / "here")
         next((here / "traces").iterdir()).unlink()
         status, _, errors = command("reproduce", here, "--against", paper)
         assert status == 3
@@ -118,7 +118,7 @@ class TestReproduce:
 
     def test_a_bad_claim_is_status_3(self, command, paper, tmp_path):
         write_claims(paper, SPEED | {"metric": "warp_factor"})
-        status, _, errors = command("reproduce", write_run(tmp_path / "here"))
+        status, _, errors = command("reproduce", write_whole(tmp_path / "here"))
         assert status == 3
         assert "metric 'warp_factor' is unknown" in errors
 
@@ -157,7 +157,7 @@ class TestMarkdown:
         ],
     )
     def test_both_languages_hold_the_same_numbers_and_no_fault(self, paper, tmp_path, changes):
-        found = outcomes(paper, write_run(tmp_path / "here", **changes), *CLAIMS)
+        found = outcomes(paper, write_whole(tmp_path / "here", **changes), *CLAIMS)
         texts = render_reproduction(found)
         glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
         context = reproduction_context(found, glossary)
@@ -171,13 +171,13 @@ class TestMarkdown:
             assert glossary_faults(texts["zh"], texts["en"], glossary.terms, glossary.units) == ()
 
     def test_the_same_runs_give_the_same_bytes(self, paper, tmp_path):
-        here = write_run(tmp_path / "here")
+        here = write_whole(tmp_path / "here")
         assert render_reproduction(outcomes(paper, here, *CLAIMS)) == render_reproduction(
             outcomes(paper, here, *CLAIMS)
         )
 
     def test_both_ledgers_are_named_by_their_root(self, paper, tmp_path):
-        found = outcomes(paper, write_run(tmp_path / "here"), *CLAIMS)
+        found = outcomes(paper, write_whole(tmp_path / "here"), *CLAIMS)
         for text in render_reproduction(found).values():
             assert found.paper.ledgered.root_sha256 in text
             assert found.reviewer.ledgered.root_sha256 in text

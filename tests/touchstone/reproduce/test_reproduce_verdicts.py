@@ -1,7 +1,16 @@
 import pytest
 
 from tests.touchstone.factories import FakeRun, make_environment, make_workload
-from tests.touchstone.reproduce.pairs_of_runs import EXPERIMENTS, claim, only, outcomes, write_claims, write_run
+from tests.touchstone.reproduce.pairs_of_runs import (
+    EXPERIMENTS,
+    claim,
+    only,
+    outcomes,
+    write_claims,
+    write_run,
+    write_switched,
+    write_whole,
+)
 from touchstone.ledger import LEDGER_NAME, Ledger
 from touchstone.records import EntryKind
 from touchstone.reproduce.errors import ComparisonError
@@ -20,7 +29,7 @@ OTHER = {"cpu_model": "Another CPU", "host_id": "fedcba987654"}
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("paper") / "run")
+    return write_whole(tmp_path_factory.mktemp("paper") / "run")
 
 
 def verdict(paper, here, one):
@@ -83,13 +92,13 @@ class TestOtherHardware:
         ],
     )
     def test_a_ratio_is_judged_by_its_direction(self, paper, tmp_path, switch, spread, expected):
-        here = write_run(tmp_path / "here", switch=switch, spread=spread, hardware=OTHER)
+        here = write_switched(tmp_path / "here", switch=switch, spread=spread, hardware=OTHER)
         assert verdict(paper, here, SWITCH) is expected
 
     @pytest.mark.parametrize(("switch", "expected"), [(1.0, ClaimVerdict.CONSISTENT), (1.3, ClaimVerdict.REFUTED_HERE)])
     def test_no_effect_in_the_paper_must_be_no_effect_here(self, tmp_path, switch, expected):
-        paper = write_run(tmp_path / "paper", switch=1.0)
-        here = write_run(tmp_path / "here", switch=switch, hardware=OTHER)
+        paper = write_switched(tmp_path / "paper", switch=1.0)
+        here = write_switched(tmp_path / "here", switch=switch, hardware=OTHER)
         assert verdict(paper, here, SWITCH | {"direction": "equivalent"}) is expected
 
     def test_counts_and_identities_must_hold(self, paper, tmp_path):
@@ -109,34 +118,41 @@ class TestRatiosOnTheSameHardware:
         [(0.81, ClaimVerdict.REPRODUCED), (0.6, ClaimVerdict.NOT_REPRODUCED), (1.2, ClaimVerdict.NOT_REPRODUCED)],
     )
     def test_the_size_of_the_ratio_decides(self, paper, tmp_path, switch, expected):
-        assert verdict(paper, write_run(tmp_path / "here", switch=switch), SWITCH) is expected
+        assert verdict(paper, write_switched(tmp_path / "here", switch=switch), SWITCH) is expected
 
     def test_the_opposite_direction_refutes_even_within_the_margin(self, tmp_path):
-        paper = write_run(tmp_path / "paper", switch=0.985)
-        outcome = only(paper, write_run(tmp_path / "here", switch=1.015), SWITCH)
+        paper = write_switched(tmp_path / "paper", switch=0.985)
+        outcome = only(paper, write_switched(tmp_path / "here", switch=1.015), SWITCH)
         assert outcome.verdict is ClaimVerdict.NOT_REPRODUCED
         assert "opposite direction" in outcome.reason.en
 
     def test_a_direction_that_the_paper_itself_contradicts_is_refuted(self, paper, tmp_path):
-        outcome = only(paper, write_run(tmp_path / "here"), SWITCH | {"direction": "higher"})
+        outcome = only(paper, write_switched(tmp_path / "here"), SWITCH | {"direction": "higher"})
         assert outcome.verdict is ClaimVerdict.REFUTED
         assert "paper's own run" in outcome.reason.en
 
     def test_a_direction_that_the_paper_leaves_open_stays_open(self, tmp_path):
-        paper = write_run(tmp_path / "paper", switch=1.0)
-        assert verdict(paper, write_run(tmp_path / "here"), SWITCH) is ClaimVerdict.INCONCLUSIVE
+        paper = write_switched(tmp_path / "paper", switch=1.0)
+        assert verdict(paper, write_switched(tmp_path / "here"), SWITCH) is ClaimVerdict.INCONCLUSIVE
+
+    def test_the_arm_of_a_ratio_is_its_treatment(self, paper, tmp_path):
+        placebo = claim("ratio", "0.1", metric="total_time", arm="placebo", direction="equivalent")
+        control = placebo | {"id": "0.1-control", "arm": "control", "direction": "higher"}
+        found = outcomes(paper, write_switched(tmp_path / "here"), placebo, control)
+        assert [outcome.verdict for outcome in found.outcomes] == [ClaimVerdict.REPRODUCED] * 2
+        assert [outcome.here.text[:3] for outcome in found.outcomes] == ["1.0", "1.1"]
 
     def test_counted_ratios_must_be_equal(self, paper, tmp_path):
         saved = claim("ratio", "2.1", metric="prompt_tokens_computed", direction="lower")
-        assert verdict(paper, write_run(tmp_path / "same"), saved) is ClaimVerdict.HOLDS
-        assert verdict(paper, write_run(tmp_path / "less", cached=64), saved) is ClaimVerdict.REFUTED
+        assert verdict(paper, write_switched(tmp_path / "same"), saved) is ClaimVerdict.HOLDS
+        assert verdict(paper, write_switched(tmp_path / "less", cached=64), saved) is ClaimVerdict.REFUTED
 
 
 class TestCountsTokensAndOrders:
     def test_other_counts_refute(self, paper, tmp_path):
         hits = claim("exact", "2.1", metric="cache_hit_rate", arm="on")
-        assert verdict(paper, write_run(tmp_path / "same"), hits) is ClaimVerdict.HOLDS
-        assert verdict(paper, write_run(tmp_path / "less", cached=64), hits) is ClaimVerdict.REFUTED
+        assert verdict(paper, write_switched(tmp_path / "same"), hits) is ClaimVerdict.HOLDS
+        assert verdict(paper, write_switched(tmp_path / "less", cached=64), hits) is ClaimVerdict.REFUTED
 
     def test_other_tokens_refute_and_the_share_is_told(self, paper, tmp_path):
         assert verdict(paper, write_run(tmp_path / "same"), TOKENS) is ClaimVerdict.HOLDS
@@ -154,8 +170,8 @@ class TestCountsTokensAndOrders:
 
     def test_an_identity_that_fails_here_is_refuted_with_its_cause(self, paper, tmp_path):
         bound = claim("identity", "2.1", metric="cache_hits_within_bound")
-        assert verdict(paper, write_run(tmp_path / "good"), bound) is ClaimVerdict.HOLDS
-        outcome = only(paper, write_run(tmp_path / "bad", cached=96), bound)
+        assert verdict(paper, write_switched(tmp_path / "good"), bound) is ClaimVerdict.HOLDS
+        outcome = only(paper, write_switched(tmp_path / "bad", cached=96), bound)
         assert outcome.verdict is ClaimVerdict.REFUTED
         assert outcome.reason.en.startswith("this run does not pass the check cache_hits_within_bound")
 
@@ -173,9 +189,14 @@ class TestWhatIsNotMeasured:
         assert "the canary moved" in outcome.reason.en
 
     def test_a_failed_check_voids_the_numbers_of_its_test(self, paper, tmp_path):
-        outcome = only(paper, write_run(tmp_path / "here", cached=96), SWITCH)
+        outcome = only(paper, write_switched(tmp_path / "here", cached=96), SWITCH)
         assert outcome.verdict is ClaimVerdict.NOT_MEASURED
         assert "cache_hits_within_bound" in outcome.reason.en
+
+    def test_a_failed_placebo_voids_ratios_and_leaves_speeds(self, paper, tmp_path):
+        found = outcomes(paper, write_whole(tmp_path / "here", placebo=1.2), SWITCH, SPEED)
+        assert [outcome.verdict for outcome in found.outcomes] == [ClaimVerdict.NOT_MEASURED, ClaimVerdict.REPRODUCED]
+        assert found.outcomes[0].reason.en == "this run: the placebo shows a difference between equal settings"
 
     def test_other_work_is_named(self, paper, tmp_path):
         outcome = only(paper, write_run(tmp_path / "here", workload=make_workload(num_requests=4)), SPEED)
@@ -196,6 +217,7 @@ class TestClaimsThatThePaperDoesNotKnow:
             (claim("exact", "2.1", metric="cache_hit_rate"), "has the arms off, on: which one is meant?"),
             (SPEED | {"metric": "mixed_step_time"}, "reports no 'mixed_step_time'; it reports prefill_throughput"),
             (SWITCH | {"metric": "kv_occupancy"}, "has no paired effect on 'kv_occupancy'; it has"),
+            (SWITCH | {"test_id": "0.1"}, "compares placebo, control by 'total_time': which one is meant?"),
             (IDENTITY | {"metric": "no_such_check"}, "has no check 'no_such_check'; it has attempts_accounted"),
             (
                 SHAPE | {"ascending": [{"metric": "total_time"}, {"metric": "decode_throughput"}], "test_id": "1.1"},
@@ -205,7 +227,7 @@ class TestClaimsThatThePaperDoesNotKnow:
     )
     def test_they_are_refused_by_name(self, paper, tmp_path, one, message):
         with pytest.raises(ComparisonError, match=message.replace("?", r"\?")):
-            only(paper, write_run(tmp_path / "here"), one)
+            only(paper, write_whole(tmp_path / "here"), one)
 
 
 class TestTheWhole:
