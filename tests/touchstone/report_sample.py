@@ -33,8 +33,8 @@ from touchstone.records import (
     Software,
     Source,
     StepTrace,
-    Trace,
     Telemetry,
+    Trace,
     UnitPlan,
 )
 from touchstone.trace import store_trace
