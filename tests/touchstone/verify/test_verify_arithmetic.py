@@ -99,7 +99,7 @@ TRACES = {
 def test_every_metric_of_the_dictionary_is_worked_out_again(metric, name):
     trace, memory = TRACES[name], make_memory(cuda_graphs_bytes=None)
     engine = make_engine(num_kv_blocks=64)
-    theirs = DICTIONARY[metric].compute(RunFacts(trace, memory, engine))
+    theirs = DICTIONARY[metric].compute(RunFacts(trace, memory=memory, engine=engine))
     run = observed.observe(
         trace.model_dump(mode="json"), memory.model_dump(mode="json"), engine.model_dump(mode="json")
     )
