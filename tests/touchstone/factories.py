@@ -12,6 +12,7 @@ from touchstone.records import (
     SCHEMA_VERSION,
     ArmSpec,
     Attempt,
+    Canary,
     EngineFacts,
     EntryKind,
     Environment,
@@ -164,6 +165,11 @@ def _later(trace: Trace, elapsed_ns: int) -> Trace:
     return trace.model_copy(update={"duration_ns": trace.duration_ns + elapsed_ns})
 
 
+def pair_seed(unit: UnitPlan, position: int) -> int:
+    """Give each pair of runs of a process prompts of its own."""
+    return 100 * unit.seed + position // len(set(unit.arm_order))
+
+
 @dataclass
 class FakeRun:
     """A run folder in the making: planned tests with their attempts, written in one go."""
@@ -177,6 +183,8 @@ class FakeRun:
     not_measured: list[NotMeasured] = field(default_factory=list)
     quality: QualityAttempt | None = None
     engine: EngineFacts = field(default_factory=make_engine)
+    canary: Canary | None = None
+    repeated: Trace | None = None
     environment: Environment = field(default_factory=make_environment)
     seed: int = 1
 
@@ -270,6 +278,7 @@ class FakeRun:
             "dtype": "float32",
             "model": ModelSpec(source="made on the spot", weights="loaded", note=None).model_dump(),
             "engine_options": {},
+            "canary_limit": 2.0,
             "tests": [test.model_dump(mode="json") for test in self.tests],
             "units": [unit.model_dump(mode="json") for unit in self.units],
             "not_measured": [item.model_dump(mode="json") for item in self.not_measured],
@@ -293,10 +302,11 @@ class FakeRun:
                 arm=arm,
                 position=position,
                 repetition=position // len(unit.arm_order),
-                seed=100 * unit.seed + position // len(set(unit.arm_order)),
+                seed=pair_seed(unit, position),
                 started_at=MOMENT,
                 trace_sha256=store_trace(self.path, trace),
                 memory=memory,
+                canary=self.canary,
             )
             for position, (arm, trace) in enumerate(timed)
         )
@@ -313,4 +323,7 @@ class FakeRun:
             engine=self.engine,
             startup_s=0.1,
             measurements=measurements,
+            repeated=None
+            if self.repeated is None
+            else measurements[-1].model_copy(update={"trace_sha256": store_trace(self.path, self.repeated)}),
         )

@@ -174,11 +174,14 @@ class _Bench:
 
 
 def _canary(request: WorkerRequest) -> MachineCanary | None:
+    """Make the canary and read it once: its libraries' scratch memory must not be taken for the engine's later."""
     if not request.read_canary:
         return None
     from touchstone.canary import MachineCanary  # noqa: PLC0415  a run without it need not load torch
 
-    return MachineCanary(request.device, request.dtype)
+    canary = MachineCanary(request.device, request.dtype)
+    canary.read()
+    return canary
 
 
 def _gpu_uuids(device: str) -> tuple[str, ...]:
