@@ -64,6 +64,17 @@ def written(value: float, place: int) -> str:
     return f"{int(whole):,}{point}{rest}" if abs(rounded) >= _GROUPED_FROM else text
 
 
+def significant(value: float | None, digits: int) -> list[str]:
+    """Write a fact about the machine with so many significant digits, and whole where it is larger."""
+    if value is None:
+        return []
+    if isinstance(value, int):
+        return [f"{value:,}"]
+    exponent = first_place(value, 7) + 6 if value else 0
+    place = -max(0, digits - 1 - exponent)
+    return [f"{Decimal(value).quantize(Decimal(1).scaleb(place), context=_WIDE):,f}"]
+
+
 def plain(value: float) -> str:
     """Write a value for a formula: whole numbers whole, others to six digits without zeros at the end."""
     if value == int(value):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from touchstone.experiment import INSTRUMENT_TEST
 from touchstone.verify.digits import (
     Notation,
     exact_place,
@@ -28,6 +29,7 @@ from touchstone.verify.digits import (
     plain,
     share,
     signed_numbers,
+    significant,
     written,
 )
 from touchstone.verify.expected import compared_metric
@@ -211,6 +213,16 @@ def effect_notation(effect: Json, ratios: list[float]) -> Notation:
     return Notation(1.0, place_of(effect["ratio"], noise_of(ratios, effect["interval"])))
 
 
+_TELEMETRY = (
+    "load_average_max",
+    "throttled_s",
+    "involuntary_switches",
+    "other_busy_cores_max",
+    "sm_clock_min_mhz",
+    "temperature_max_c",
+    "power_mean_w",
+    "other_gpu_processes",
+)
 _TURNED = {"HIGHER": "LOWER", "LOWER": "HIGHER"}
 
 
@@ -319,6 +331,7 @@ class _Checker:
         self._verdicts = {key: word[language] for key, word in (glossary["effects"] | glossary["verdicts"]).items()}
         self._words = {key: term[language].strip() for key, term in glossary["terms"].items()}
         self._arm = ""
+        self._block_rows: Counter[tuple[str | None, str]] = Counter()
         self._everywhere = _quotable_everywhere(case)
         self._quotable = {test_id: _quotable(case, told) for test_id, told in case.results.items()}
         self._tables: dict[tuple[str, ...], Callable[[Place, list[str]], Iterator[str]]] = {
@@ -339,6 +352,36 @@ class _Checker:
             ("metric", "baseline", "treatment", "ratio", "interval", "p_sign_flip", "p_holm", "verdict"): self._effect,
             ("metric", "block_ratios"): self._blocks,
             ("check", "check_result", "detail"): self._check,
+            (
+                "test",
+                "metric",
+                "arm",
+                "physical_bound",
+                "share_of_bound",
+                "physical_floor",
+                "limited_by",
+                "explanation",
+            ): self._roofline,
+            (
+                "test",
+                "canary_readings",
+                "canary_product",
+                "canary_copy",
+                "canary_operation",
+                "canary_move",
+                "canary_limit",
+            ): self._canary,
+            (
+                "test",
+                "load_average",
+                "throttled",
+                "involuntary_switches",
+                "other_cores",
+                "lowest_clock",
+                "highest_temperature",
+                "mean_power",
+                "other_processes",
+            ): self._telemetry,
         }
 
     def faults(self) -> Iterator[Fault]:
@@ -355,6 +398,8 @@ class _Checker:
             yield from self._row(place, cells(text))
         elif place.metric is not None and place.label == "data" and _is_item(text):
             yield from self._data(place)
+        elif place.metric is not None and text.startswith(f"**{self._words['roofline']}**"):
+            yield from self._roofline_line(place)
         elif text.startswith(self._words["worked_example"]) and (code := _CODE.search(text)):
             self._arm = code.group(1)
             yield from self._explained(place, self._example_numbers(place))
@@ -525,12 +570,75 @@ class _Checker:
             yield f"the verdict is {self._verdicts[effect['verdict']]}, not {row[7]}"
 
     def _blocks(self, place: Place, row: list[str]) -> Iterator[str]:
-        effect = self._effect_of(place, row[0])
+        """Hold a row against the effect whose turn it is: a metric has one row for each treatment."""
+        key = (place.test_id, row[0])
+        treatments = self._arms(place.test_id)[1:]
+        turn, self._block_rows[key] = self._block_rows[key], self._block_rows[key] + 1
+        effect = self._effect_of(place, row[0], treatments[turn]) if turn < len(treatments) else None
         ratios = [] if effect is None else [math.exp(block) for block in effect["blocks"]]
         yield from _compare(row[1], [] if effect is None else effect_notation(effect, ratios)(*ratios))
 
+    # --- the machine
+
+    def _roof(self, test_id: str | None, metric: str | None, arm: str) -> Json | None:
+        statistics = self._case.results.get(test_id or "", {"statistics": []})["statistics"]
+        items = (item for item in statistics if item["metric"] == metric and arm in {"", item["arm"]})
+        return next((item["roofline"] for item in items if item["roofline"] is not None), None)
+
+    def _roofline(self, _: Place, row: list[str]) -> Iterator[str]:
+        roof = self._roof(row[0], _bare(row[1]), _bare(row[2]))
+        if roof is None:
+            yield f"the results hold no roofline of {row[1]} in test {row[0]}"
+            return
+        wanted = (significant(roof["bound"], 3), share(roof["share"]), significant(roof["floor_s"] * 1e3, 3))
+        for cell, expected in zip(row[3:6], wanted, strict=True):
+            yield from _compare(cell, expected)
+        explanation = roof["explanation_zh" if self._report.language == "zh" else "explanation"]
+        if numbers(row[7]) != numbers(explanation or ""):
+            yield "the numbers of the explanation are not those of the results"
+
+    def _roofline_line(self, place: Place) -> Iterator[str]:
+        code = _CODE.search(place.text)
+        roof = self._roof(place.test_id, place.metric, "" if code is None else code.group(1))
+        if roof is None:
+            yield "the results hold no roofline of this metric"
+            return
+        explanation = roof["explanation_zh" if self._report.language == "zh" else "explanation"]
+        wanted = [
+            *([] if code is None else numbers(code.group(1))),
+            *significant(roof["bound"], 3),
+            *share(roof["share"]),
+            *significant(roof["num_flops"] / 1e9, 4),
+            *significant(roof["flops_per_s"] / 1e9, 3),
+            *significant(roof["num_bytes"] / 1e9, 4),
+            *significant(roof["bytes_per_s"] / 1e9, 3),
+        ]
+        bare = [number.replace(",", "").lstrip("-") for number in wanted] + numbers(explanation or "")
+        if numbers(place.text) != bare:
+            yield f"the roofline is {', '.join(bare)}"
+
+    def _canary(self, _: Place, row: list[str]) -> Iterator[str]:
+        told = self._case.results.get(row[0], {"canary": None})["canary"]
+        wanted: list[list[str]] = [[]] * 6
+        if told is not None:
+            wanted = [
+                [str(told["num_readings"])],
+                significant(told["flops_per_s"] / 1e9, 3),
+                significant(told["bytes_per_s"] / 1e9, 3),
+                significant(told["operation_s"] * 1e6, 3),
+                share(told["largest_move"]),
+                share(told["limit"], 0),
+            ]
+        for cell, expected in zip(row[1:], wanted, strict=True):
+            yield from _compare(cell, expected)
+
+    def _telemetry(self, _: Place, row: list[str]) -> Iterator[str]:
+        told = self._case.results.get(row[0], {"telemetry": None})["telemetry"] or {}
+        for cell, name in zip(row[1:], _TELEMETRY, strict=True):
+            yield from _compare(cell, significant(told.get(name), 3))
+
     def _check(self, place: Place, row: list[str]) -> Iterator[str]:
-        told = self._case.results.get(place.test_id or "", {"checks": []})["checks"]
+        told = self._case.results.get(place.test_id or INSTRUMENT_TEST, {"checks": []})["checks"]
         check = next((check for check in told if check["id"] == _bare(row[0])), None)
         if check is None:
             yield f"the results hold no check {row[0]}"
@@ -612,6 +720,7 @@ def _quotable(case: Case, told: Json) -> frozenset[str]:
     experiment = case.experiments.get(told["test_id"])
     declared = () if experiment is None else (experiment.question.en, experiment.question.zh)
     own = _tokens(*(told[name] for name in texts), told["parameters"], told["checks"], *declared)
+    own |= _tokens(*(effect["void"] for effect in told["effects"]))
     evidence = told["evidence"]
     if evidence is not None:
         own |= _tokens(evidence["attempts"], evidence["valid_attempts"], evidence["invalid_reasons"])

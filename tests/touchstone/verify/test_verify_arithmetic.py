@@ -100,9 +100,8 @@ def test_every_metric_of_the_dictionary_is_worked_out_again(metric, name):
     trace, memory = TRACES[name], make_memory(cuda_graphs_bytes=None)
     engine = make_engine(num_kv_blocks=64)
     theirs = DICTIONARY[metric].compute(RunFacts(trace, memory=memory, engine=engine))
-    run = observed.observe(
-        trace.model_dump(mode="json"), memory.model_dump(mode="json"), engine.model_dump(mode="json")
-    )
+    entry = {"memory": memory.model_dump(mode="json"), "telemetry": None}
+    run = observed.observe(trace.model_dump(mode="json"), entry, engine.model_dump(mode="json"))
     mine = observed.METRICS[metric].compute(run)
     assert (mine is None) == (not isinstance(theirs, Quantity))
     if mine is not None:
