@@ -301,11 +301,15 @@ def verify(
     directory: Annotated[
         Path | None, typer.Argument(help="Folder of a run with its report; the latest one in results/ by default.")
     ] = None,
+    *,
+    numbers_only: Annotated[
+        bool, typer.Option("--numbers-only", help="Leave out making the report once more, which takes the longest.")
+    ] = False,
 ) -> None:
     """Work every printed number out again from the ledger alone, with code of its own; no GPU is needed."""
     from touchstone.verify.verification import verify_run  # noqa: PLC0415  no other command needs it
 
-    outcomes = verify_run(directory or _latest_run())
+    outcomes = verify_run(directory or _latest_run(), remake=not numbers_only)
     _console.print(_outcome_table(outcomes))
     faults = [str(fault) for outcome in outcomes for fault in outcome.faults]
     for fault in faults[:SHOWN_FAULTS]:

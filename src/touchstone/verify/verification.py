@@ -41,13 +41,19 @@ _STATEMENTS = {
 }
 
 
-def verify_run(run_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> tuple[Outcome, ...]:
-    """Check a run folder from its ledger up; NotARunError says what is missing where it is none."""
+def verify_run(
+    run_dir: Path, experiments: Mapping[str, Experiment] | None = None, *, remake: bool = True
+) -> tuple[Outcome, ...]:
+    """Check a run folder from its ledger up; NotARunError says what is missing where it is none.
+
+    Without `remake` the last check is left out, which takes as long as making the report did.
+    """
     _require(run_dir)
     if experiments is None:
         experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
-    found = {outcome.id: outcome for outcome in _outcomes(run_dir, experiments)}
-    return tuple(found.get(name) or Outcome(name, statement, None) for name, statement in _STATEMENTS.items())
+    found = {outcome.id: outcome for outcome in _outcomes(run_dir, experiments, remake=remake)}
+    wanted = [name for name in _STATEMENTS if remake or name != "made_again"]
+    return tuple(found.get(name) or Outcome(name, _STATEMENTS[name], None) for name in wanted)
 
 
 def _require(run_dir: Path) -> None:
@@ -61,7 +67,7 @@ def _outcome(name: str, examined: int, faults: tuple[Fault, ...]) -> Outcome:
     return Outcome(name, _STATEMENTS[name], examined, faults)
 
 
-def _outcomes(run_dir: Path, experiments: Mapping[str, Experiment]) -> Iterator[Outcome]:
+def _outcomes(run_dir: Path, experiments: Mapping[str, Experiment], *, remake: bool) -> Iterator[Outcome]:
     """Yield outcomes up to the first that the following ones cannot do without."""
     evidence = Evidence(run_dir)
     chain = custody.read_chain(evidence)
@@ -84,10 +90,10 @@ def _outcomes(run_dir: Path, experiments: Mapping[str, Experiment]) -> Iterator[
     yield _outcome("traces", len(evidence.traces), traces)
     runs = (run for attempt in evidence.attempts() for run in custody.timed_runs(attempt))
     if all(run["trace_sha256"] in evidence.traces for run in runs):
-        yield from _published(evidence, experiments)
+        yield from _published(evidence, experiments, remake=remake)
 
 
-def _published(evidence: Evidence, experiments: Mapping[str, Experiment]) -> Iterator[Outcome]:
+def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, remake: bool) -> Iterator[Outcome]:
     """Check what was made from the evidence: results and reports."""
     from touchstone.verify import again  # noqa: PLC0415  the figures' library is slow to load; a broken record needs none
 
@@ -110,6 +116,8 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment]) -> Ite
         examined, faults = number_faults(case, reports)
         yield _outcome("printed_numbers", examined, faults)
     yield _outcome("templates", 1, again.typed_in_numbers())
+    if not remake:
+        return
     try:
         compared, differences = again.made_again(evidence.folder, experiments)
     except (ValueError, KeyError) as error:

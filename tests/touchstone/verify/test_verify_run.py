@@ -62,6 +62,13 @@ def test_a_copy_passes_too(run, quick, tmp_path):
     assert failed(quick(copy)) == set()
 
 
+def test_the_last_check_can_be_left_out(run, monkeypatch):
+    monkeypatch.setattr(again, "made_again", None)
+    outcomes = verify_run(run.folder, run.experiments, remake=False)
+    assert all(outcome.passed for outcome in outcomes)
+    assert "made_again" not in {outcome.id for outcome in outcomes}
+
+
 # --- any byte --------------------------------------------------------------------------------------------------------
 
 
