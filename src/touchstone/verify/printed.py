@@ -272,9 +272,16 @@ class Case:
     tests: Mapping[str, TestEvidence]
     experiments: Mapping[str, Experiment]
     results: Mapping[str, Json]
+    known: dict[tuple[str | None, str | None, str], Shown | None] = field(default_factory=dict)
 
     def shown(self, test_id: str | None, metric: str | None, arm: str) -> Shown | None:
         """Work out how a metric of an arm, or a comparison, has to be printed; None for what no result holds."""
+        place = (test_id, metric, arm)
+        if place not in self.known:
+            self.known[place] = self._shown(test_id, metric, arm)
+        return self.known[place]
+
+    def _shown(self, test_id: str | None, metric: str | None, arm: str) -> Shown | None:
         result = self.results.get(test_id or "", {"statistics": [], "effects": []})
         if metric is not None and metric in COMPARISONS:
             name = compared_metric(metric)
