@@ -9,9 +9,9 @@ W4       100 requests of 512 prompt and 128 output tokens, 70 of which share the
 prefill  256 requests of 512 prompt tokens and 1 output token
 startup  from the start of the process to the first token, weights read from disk, compiled kernels cached or not
 
-Every repeat draws new prompts, repeat i from random.Random(i) (W2: 0 always), token ids 0 to 10,000; temperature 0.6, the stop token
-ignored. Time is wall clock around `LLM.generate`, after one warm-up that is not counted; all repeats are printed, and
-their median. The model is Qwen3-0.6B's shape with random weights, unless a folder is given.
+Every repeat draws new prompts, repeat i from random.Random(i) (W2: 0 always), token ids 0 to 10,000; temperature 0.6,
+the stop token ignored. Time is wall clock around `LLM.generate`, after one warm-up that is not counted; all repeats are
+printed, and their median. The model is Qwen3-0.6B's shape with random weights, unless a folder is given.
 
 Floor    (weights once a step + every key and value attended to) / read bandwidth + prompt FLOPs / matrix rate, the two
          peaks measured here just before. `share` is floor / median: 100 % would be a perfect program.
@@ -336,12 +336,12 @@ def write_checkpoint(folder: Path, source: Path) -> None:
     save_file(tensors, str(folder / "model.safetensors"))
 
 
-def time_startup(source: Path, dtype: str | None) -> list[dict[str, Any]]:
-    """Start fresh processes: with no compiled kernels, then with those of the first, then twice more."""
+def time_startup(source: Path, dtype: str | None, repeats: int) -> list[dict[str, Any]]:
+    """Start fresh processes: one with no compiled kernels, then so many with those of the first."""
     results = []
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         write_checkpoint(Path(folder), source)
-        for kind in ("cold", "warm", "warm"):
+        for kind in ("cold", *["warm"] * repeats):
             environment = os.environ | {"TRITON_CACHE_DIR": cache}
             command = [sys.executable, __file__, "--startup-child", folder, "--spawned-s", repr(time.time())]
             command += ["--dtype", dtype] if dtype else []
@@ -423,7 +423,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     chosen = [section for section in SECTIONS if section in arguments.only.split(",")]
     record: dict[str, Any] = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
     if "startup" in chosen:
-        record["startup"] = time_startup(folder, arguments.dtype)
+        record["startup"] = time_startup(folder, arguments.dtype, arguments.repeats)
+    if not set(chosen) & set(WORKLOADS):
+        return record
     options: dict[str, Any] = {
         "weights": "synthetic",
         "dtype": arguments.dtype,

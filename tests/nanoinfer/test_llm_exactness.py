@@ -1,8 +1,11 @@
 """Greedy tokens equal those of transformers, whatever the switches; seeded tokens depend on the request alone."""
 
+import copy
 import itertools
+import random
 
 import pytest
+import torch
 
 from nanoinfer import LLM, SamplingParams
 
@@ -95,6 +98,41 @@ def test_greedy_tokens_on_a_gpu_equal_transformers(
     assert all(step.device_ns > 0 for step in steps)
     assert all(step.graph == (cuda_graphs and step.phase == "decode") for step in steps)
     assert (llm.memory().cuda_graphs_bytes is not None) == cuda_graphs
+
+
+def logits_of(llm, prompts, num_tokens):
+    """Generate greedily; returns the sequences and the logits (prompts, num_tokens, V) that chose their last tokens."""
+    runner, seen = llm._engine.execution.runner, []
+    head = runner.model.logits
+
+    def watched(hidden):
+        seen.append(head(hidden))
+        return seen[-1]
+
+    runner.model.logits = watched
+    outputs = llm.generate(prompts, greedy(num_tokens))
+    return [output.prompt_token_ids + output.token_ids for output in outputs], torch.stack(seen, 1).float()
+
+
+@torch.no_grad()
+def logits_by_transformers(model, sequences, num_tokens, dtype):
+    model = copy.deepcopy(model.model).to("cuda", dtype)
+    ids = torch.tensor(sequences, device="cuda")[:, :-1]
+    return model(ids).logits[:, -num_tokens:].float()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", ["qwen3-bias", "qwen2"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("num_prompts", [1, 24])  # products of few rows and of many
+def test_logits_in_16_bit_are_no_further_from_float32_than_those_of_transformers(tiny, shape, dtype, num_prompts):
+    model, draw = tiny(shape), random.Random(3)
+    prompts = [[draw.randrange(300) for _ in range(40)] for _ in range(num_prompts)]
+    with LLM(model.folder, device="cuda", dtype=dtype, cuda_graphs=False, overlap=False, num_kv_blocks=256) as llm:
+        sequences, found = logits_of(llm, prompts, 24)
+    exact = logits_by_transformers(model, sequences, 24, torch.float32)
+    theirs = logits_by_transformers(model, sequences, 24, getattr(torch, dtype))
+    assert (found - exact).norm() <= 1.05 * (theirs - exact).norm()  # equal but for the luck of rounding
 
 
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])

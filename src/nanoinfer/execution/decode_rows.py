@@ -6,8 +6,10 @@ of the rows are on the device already.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from nanoinfer.scheduling.plan import ScheduledRequest
 
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 FIELDS = 4
 
 
@@ -44,19 +47,38 @@ class LastBlocks:
         return [self._blocks[row.slot] for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class StagedRows:
+    """Rows laid out for the device, and where they came from.
+
+    rows   (4, size) int64 on the host, padded at the end: slots, positions, blocks that the positions lie in, and the
+           indices of the sampled tokens among the outputs
+    order  (B,) which row of the plan stands at each place
+    """
+
+    rows: Tensor
+    order: IntArray
+
+    def in_plan_order(self, token_ids: Tensor) -> list[int]:
+        """Put ids, sampled in the order of the staged rows, back into the order of the plan."""
+        found = np.empty(len(self.order), np.int64)
+        found[self.order] = token_ids.numpy()
+        ids: list[int] = found.tolist()
+        return ids
+
+
 def stage_rows(
     rows: Sequence[ScheduledRequest], last_blocks: LastBlocks, *, size: int, padding: PaddingRow, pin_memory: bool
-) -> Tensor:
-    """Lay rows out for the device: (4, size) int64 on the host, padded at the end.
-
-    Lines: slots, positions, blocks that the positions lie in, indices of the sampled tokens among the outputs.
-    """
+) -> StagedRows:
+    """Lay rows out for the device, the longest context first: what starts last on the device is then soon done."""
     staged = torch.empty((FIELDS, size), dtype=torch.int64, pin_memory=pin_memory)
     host, num_rows = staged.numpy(), len(rows)
+    order = np.argsort([-row.start for row in rows], kind="stable")
     host[0, :num_rows] = [row.slot for row in rows]
     host[1, :num_rows] = [row.start for row in rows]
     host[2, :num_rows] = last_blocks.of(rows)
     host[3, :num_rows] = [row.num_outputs for row in rows]
+    host[:, :num_rows] = host[:, order]
     if size > num_rows:
         host[:, num_rows:] = [[padding.slot], [0], [padding.block], [0]]
-    return staged
+    return StagedRows(staged, order)

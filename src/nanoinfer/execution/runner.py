@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nanoinfer.execution.batch import Batch, upload
-from nanoinfer.execution.cuda_graphs import (
-    DecodeGraphs,
-    Download,
-    GraphFacts,
-    capture_decode_graphs,
-    padded_batch_sizes,
-)
-from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, stage_rows
+from nanoinfer.execution.cuda_graphs import DecodeGraphs, GraphFacts, capture_decode_graphs, padded_batch_sizes
+from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, StagedRows, stage_rows
 from nanoinfer.model.attention import AttentionInputs, DecodeInputs, PrefillInputs
 from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens
 
@@ -86,18 +80,23 @@ class DeviceTimer:
 class StepHandle:
     """A launched step: its sampled ids are, or will be, on the host.
 
-    graph  whether a CUDA graph was replayed
+    staged  the rows of a step that only decodes, whose ids come in another order than the plan's
+    graph   whether a CUDA graph was replayed
     """
 
-    download: Download
+    token_ids: Tensor
+    arrived: torch.cuda.Event | None
     timer: DeviceTimer | None
+    staged: StagedRows | None
     graph: bool
 
     def tokens(self) -> list[int]:
         """Wait for the ids, one for each sampled row in the plan's order."""
-        if self.download.arrived is not None:
-            self.download.arrived.synchronize()
-        ids: list[int] = self.download.token_ids.tolist()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        if self.staged is not None:
+            return self.staged.in_plan_order(self.token_ids)
+        ids: list[int] = self.token_ids.tolist()
         return ids
 
     def device_ns(self) -> int | None:
@@ -159,43 +158,38 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepHandle:
         """Queue one step on the device and return without waiting for it (on a CPU: when it is done)."""
-        restricted = self._note(plan)
-        graphs = None if restricted or plan.prefills else self.graphs
-        size = None if graphs is None else graphs.size_for(len(plan.decodes))
         begin = self._event() if self._time_steps else None
-        if graphs is not None and size is not None:
-            download = graphs.replay(self._stage(plan.decodes, size), len(plan.decodes))
+        restricted = self._note(plan)
+        size = staged = None
+        if plan.prefills:
+            token_ids = self._compute(upload(plan, self._seeds, self.vocab_size, self.device), restricted=restricted)
         else:
-            download = self._send(self._compute(plan, restricted=restricted))
+            size = None if restricted or self.graphs is None else self.graphs.size_for(len(plan.decodes))
+            staged = self._stage(plan.decodes, size or len(plan.decodes))
+            token_ids = self._run_decodes(staged, size, restricted=restricted)
         timer = None if begin is None else DeviceTimer(begin, self._event())
-        return StepHandle(download, timer, graph=size is not None)
+        on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=self._on_gpu)
+        on_host.copy_(token_ids, non_blocking=True)
+        arrived = self._event() if self._on_gpu else None
+        return StepHandle(on_host, arrived, timer, staged, graph=size is not None)
 
     def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=self._time_steps)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def _send(self, token_ids: Tensor) -> Download:
-        """Copy ids to the host behind the step that computes them."""
-        if not self._on_gpu:
-            return Download(token_ids, None)
-        on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-        on_host.copy_(token_ids, non_blocking=True)
-        return Download(on_host, self._event())
+    # --- steps that only decode ---------------------------------------------------------------------------------------
 
-    def _stage(self, rows: Sequence[ScheduledRequest], size: int) -> Tensor:
+    def _stage(self, rows: Sequence[ScheduledRequest], size: int) -> StagedRows:
         return stage_rows(rows, self._last_blocks, size=size, padding=self._padding, pin_memory=self._on_gpu)
 
-    def _compute(self, plan: StepPlan, *, restricted: bool) -> Tensor:
-        """Launch a step kernel by kernel; returns the ids (S,) int64."""
-        if plan.prefills:
-            batch = upload(plan, self._seeds, self.vocab_size, self.device)
-            return self._prefill(batch, restricted=restricted)
-        rows = self._stage(plan.decodes, len(plan.decodes)).to(self.device, non_blocking=True)
-        longest = max(row.context_len for row in plan.decodes)
+    def _run_decodes(self, staged: StagedRows, size: int | None, *, restricted: bool) -> Tensor:
+        """Run a step without prefill: as a graph of the given size, or kernel by kernel where that is None."""
+        if size is not None and self.graphs is not None:
+            return self.graphs.replay(staged.rows, len(staged.order))
+        longest = int(staged.rows[1, 0]) + 1
+        rows = staged.rows.to(self.device, non_blocking=True)
         return self._decode(rows, restricted=restricted, max_context_len=longest)
-
-    # --- steps that only decode ---------------------------------------------------------------------------------------
 
     def _decode(self, rows: Tensor, *, restricted: bool, max_context_len: int) -> Tensor:
         """Forward pass and sampling of rows (4, B) as `decode_rows` lays them out; returns the ids (B,) int64.
@@ -223,7 +217,7 @@ class Runner:
 
     # --- steps with prefill -------------------------------------------------------------------------------------------
 
-    def _prefill(self, batch: Batch, *, restricted: bool) -> Tensor:
+    def _compute(self, batch: Batch, *, restricted: bool) -> Tensor:
         """Forward pass, then sampling; returns the ids (S,) int64 and keeps them as the slots' last tokens."""
         self.slots.update(batch)
         token_ids = torch.cat((self.slots.last_tokens[batch.decode_slots], batch.prefill_token_ids))

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+FEW_SPLITS = tl.constexpr(8)
+LEAST_TILES = tl.constexpr(4)
+
+
 def decode_attention(
     qkv: Tensor,
     q_norm: Tensor | None,
@@ -136,6 +140,20 @@ def _norm_rotary(heads, weight, is_head, eps, cos_sin, position, HEAD_DIM: tl.co
     return values * cos[None, :] + others * sin[None, :]
 
 
+@triton.jit
+def _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2):
+    """Fold a tile of keys and values into the running softmax."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.where(is_key[None, :], scores, float("-inf"))
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    correction = tl.exp2(maximum - new_maximum)
+    weights = tl.exp2(scores - new_maximum[:, None])
+    denominator = denominator * correction + tl.sum(weights, 1)
+    accumulator = accumulator * correction[:, None]
+    accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+    return new_maximum, denominator, accumulator
+
+
 # Slices of per-step inputs begin anywhere and tables are of any width: neither may ask for another compilation.
 @triton.jit(
     do_not_specialize=["stride_table"],
@@ -184,7 +202,9 @@ def _attention_kernel(
     # What is cached excludes the new token.
     cached_len = tl.maximum(tl.load(context_lens + seq) - 1, 0)
     num_tiles = tl.cdiv(cached_len, TILE)
-    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
+    # Few splits serve many sequences, whose programs fill the device even if some have nothing to do.
+    least_tiles = tl.where(num_splits > FEW_SPLITS, 1, LEAST_TILES)
+    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), least_tiles)
     num_parts = tl.maximum(tl.cdiv(num_tiles, tiles_per_split), 1)
     begin = split * tiles_per_split * TILE
     end = tl.minimum(cached_len, begin + tiles_per_split * TILE)
@@ -192,13 +212,24 @@ def _attention_kernel(
     position = tl.load(positions + seq)
     slot = tl.load(slot_mapping + seq)
     blocks, second_blocks = load_blocks(table_row, begin, end, BLOCK_SIZE, TILE)
+    key = tl.arange(0, TILE)
+    dim = tl.arange(0, HEAD_DIM)
+    head_offsets = kv_head * stride_head + dim[None, :]
+    loop_begin = begin
+    if SPLIT:
+        # A split has few tiles: the first one is asked for before the projection of the new token is there.
+        tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
+        first = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE)[:, None] + head_offsets
+        first_k = tl.load(key_blocks + first, mask=(begin + key < end)[:, None], other=0.0)
+        first_v = tl.load(value_blocks + first, mask=(begin + key < end)[:, None], other=0.0)
+        blocks, second_blocks = load_blocks(table_row, begin + TILE, end, BLOCK_SIZE, TILE)
+        loop_begin = begin + TILE
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
 
     if split < num_parts:
         row = tl.arange(0, DOT_ROWS)
-        dim = tl.arange(0, HEAD_DIM)
         is_head = row < GROUP
         token = qkv + seq.to(tl.int64) * stride_qkv
         # The heads are made once and repeated: the product takes more rows than a group has heads.
@@ -208,7 +239,6 @@ def _attention_kernel(
         q = tl.broadcast_to(q.to(qkv.dtype.element_ty)[None], (DOT_ROWS // PADDED_GROUP, PADDED_GROUP, HEAD_DIM))
         q = tl.reshape(q, (DOT_ROWS, HEAD_DIM))
 
-        head_offsets = kv_head * stride_head + dim[None, :]
         maximum = tl.full((DOT_ROWS,), float("-inf"), tl.float32)
         denominator = tl.zeros((DOT_ROWS,), tl.float32)
         accumulator = tl.zeros((DOT_ROWS, HEAD_DIM), tl.float32)
@@ -225,23 +255,19 @@ def _attention_kernel(
             maximum = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale_log2
             denominator += 1.0
             accumulator += new_v.to(tl.float32)
-        for start in range(begin, end, TILE):
+        if SPLIT:
+            maximum, denominator, accumulator = _fold(
+                q, first_k, first_v, begin + key < end, maximum, denominator, accumulator, scale_log2
+            )
+        for start in range(loop_begin, end, TILE):
             tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
             offsets = key_offsets(tile, start, stride_block, stride_token, BLOCK_SIZE, TILE)
             blocks, second_blocks = load_blocks(table_row, start + TILE, end, BLOCK_SIZE, TILE)
-            is_key = start + tl.arange(0, TILE) < end
+            is_key = start + key < end
             kv_offsets = offsets[:, None] + head_offsets
             k = tl.load(key_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
             v = tl.load(value_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-            scores = tl.where(is_key[None, :], scores, float("-inf"))
-            new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-            correction = tl.exp2(maximum - new_maximum)
-            weights = tl.exp2(scores - new_maximum[:, None])
-            denominator = denominator * correction + tl.sum(weights, 1)
-            accumulator = accumulator * correction[:, None]
-            accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
-            maximum = new_maximum
+            maximum, denominator, accumulator = _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2)
 
         accumulator = accumulator / denominator[:, None]
         out_row = out + (seq * num_kv_heads + kv_head).to(tl.int64) * (GROUP * HEAD_DIM)

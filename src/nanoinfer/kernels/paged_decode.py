@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_SPLITS = 32
 PROGRAMS_PER_MULTIPROCESSOR = 4
+FULL_PROGRAMS = 8
+LEAST_SPLITS = 8
 MAX_SPLIT_PAIRS = 4096  # (sequence, KV head) pairs of a split launch; no device has that many multiprocessors
 MIN_DOT_ROWS = 16  # the smallest number of rows that a tensor-core product takes
 
@@ -51,10 +53,15 @@ def decode_tuning(dtype: torch.dtype, num_splits: int) -> DecodeTuning:
 def num_context_splits(batch_size: int, num_kv_heads: int, max_context_len: int, multiprocessors: int) -> int:
     """Choose into how many programs each context is split: a power of two, 1 when the batch fills the device.
 
-    Twice the result would exceed `PROGRAMS_PER_MULTIPROCESSOR` programs a multiprocessor, or leave a split less than
-    one tile of 16 keys at `max_context_len`. All arguments are known when a CUDA graph is captured.
+    A batch fills the device with `FULL_PROGRAMS` programs a multiprocessor. Smaller ones are split into
+    `LEAST_SPLITS`, so that unequal contexts end together, or into so many that there are `PROGRAMS_PER_MULTIPROCESSOR`;
+    but no split is left less than one tile of 16 keys at `max_context_len`. All arguments are known when a CUDA graph
+    is captured.
     """
-    wanted = multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // (batch_size * num_kv_heads)
+    pairs = batch_size * num_kv_heads
+    if pairs > multiprocessors * FULL_PROGRAMS:
+        return 1
+    wanted = max(LEAST_SPLITS, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // pairs)
     useful = min(wanted, max_context_len // 16, MAX_SPLITS)
     return 1 if useful < 2 else 1 << (useful.bit_length() - 1)  # noqa: PLR2004  fewer than two parts is no split
 

@@ -6,28 +6,14 @@ import pytest
 import torch
 
 from nanoinfer import LLM, SamplingParams
-from nanoinfer.execution.cuda_graphs import DecodeGraphs, Download, padded_batch_sizes
+from nanoinfer.execution.cuda_graphs import DecodeGraphs, padded_batch_sizes
 from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, stage_rows
 from nanoinfer.scheduling.plan import ScheduledRequest
 
 
-class NoDevice:
-    """Does at once, and again, what a GPU would capture and replay."""
-
-    def __init__(self):
-        self.turns = []
-
-    def record(self, work):
-        work()
-        return work
-
-    def upload(self, staged, target, turn):
-        self.turns.append(turn)
-        target.copy_(staged)
-
-    def download(self, source, turn):
-        assert turn == self.turns[-1]
-        return Download(source.clone(), None)
+def call_again(work):
+    work()
+    return work
 
 
 def with_graphs(llm, sizes):
@@ -39,7 +25,7 @@ def with_graphs(llm, sizes):
     def step(rows):
         return runner._decode(rows, restricted=False, max_context_len=llm.max_model_len)
 
-    runner.graphs = DecodeGraphs(step, sizes, padding, NoDevice())
+    runner.graphs = DecodeGraphs(step, sizes, padding, call_again)
     return llm
 
 
@@ -53,7 +39,7 @@ def test_sizes_ascend_to_the_largest_batch_and_pad_little(largest):
 
 
 def test_a_step_takes_the_smallest_graph_that_holds_it():
-    graphs = DecodeGraphs(lambda rows: rows[0], (1, 2, 4, 8), torch.tensor([9, 0, 7, 0]), NoDevice())
+    graphs = DecodeGraphs(lambda rows: rows[0], (1, 2, 4, 8), torch.tensor([9, 0, 7, 0]), call_again)
     assert [graphs.size_for(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, None]
 
 
@@ -64,19 +50,16 @@ def test_each_size_is_recorded_on_padding_alone_the_largest_first():
         seen.append(rows.clone())
         return rows[3]
 
-    DecodeGraphs(step, (1, 3, 4), torch.tensor([9, 0, 7, 0]), NoDevice())
+    DecodeGraphs(step, (1, 3, 4), torch.tensor([9, 0, 7, 0]), call_again)
     assert [rows.shape for rows in seen] == [(4, 4), (4, 3), (4, 1)]
     assert all(torch.equal(rows, torch.tensor([[9], [0], [7], [0]]).expand_as(rows)) for rows in seen)
 
 
 def test_a_replay_computes_the_staged_rows_and_returns_no_padding():
-    device = NoDevice()
-    graphs = DecodeGraphs(lambda rows: 1000 * rows[0] + rows[1], (2, 4), torch.tensor([9, 0, 7, 0]), device)
+    graphs = DecodeGraphs(lambda rows: 1000 * rows[0] + rows[1], (2, 4), torch.tensor([9, 0, 7, 0]), call_again)
     rows = torch.tensor([[1, 2, 3, 9], [10, 20, 30, 0], [0, 0, 0, 7], [0, 0, 0, 0]])
-    assert graphs.replay(rows, 3).token_ids.tolist() == [1010, 2020, 3030]
-    assert graphs.replay(rows[:, :2].contiguous(), 1).token_ids.tolist() == [1010]
-    assert graphs.replay(rows, 4).token_ids.tolist() == [1010, 2020, 3030, 9000]
-    assert device.turns == [0, 1, 0]  # whatever the size: the device counts replays, not sizes
+    assert graphs.replay(rows, 3).tolist() == [1010, 2020, 3030]
+    assert graphs.replay(rows[:, :2].contiguous(), 1).tolist() == [1010]
 
 
 def test_rows_are_staged_with_the_last_block_of_their_tables_and_padded():
@@ -89,7 +72,8 @@ def test_rows_are_staged_with_the_last_block_of_their_tables_and_padded():
     ]
     last_blocks.note(rows)
     staged = stage_rows(rows, last_blocks, size=3, padding=PaddingRow(4, 9), pin_memory=False)
-    assert staged.tolist() == [[2, 0, 4], [5, 16, 0], [3, 6, 9], [1, 12, 0]]
+    assert staged.rows.tolist() == [[0, 2, 4], [16, 5, 0], [6, 3, 9], [12, 1, 0]]  # the longest context first
+    assert staged.in_plan_order(torch.tensor([70, 80])) == [80, 70]
 
 
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])

@@ -167,7 +167,16 @@ def test_decode_reads_query_rows_that_are_not_contiguous(device):
 
 @pytest.mark.parametrize(
     ("batch_size", "max_context_len", "expected"),
-    [(1, 4096, 32), (4, 4096, 16), (8, 4096, 8), (64, 4096, 1), (256, 4096, 1), (1, 16, 1), (1, 100, 4), (33, 4096, 2)],
+    [
+        (1, 4096, 32),
+        (4, 4096, 16),
+        (8, 4096, 8),
+        (64, 4096, 8),
+        (132, 4096, 8),
+        (133, 4096, 1),
+        (1, 16, 1),
+        (1, 100, 4),
+    ],
 )
 def test_contexts_are_split_until_the_device_is_full(batch_size, max_context_len, expected):
     assert num_context_splits(batch_size, 8, max_context_len, 132) == expected
