@@ -7,11 +7,15 @@ also are the F and B of the roofline (Williams, Waterman, Patterson 2009), so th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from touchstone.clock import timed_region
+from touchstone.clock import rest, timed_region
 from touchstone.records import CanaryReading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NS_PER_S = 1e9
 
@@ -24,15 +28,18 @@ class CanarySize:
     copied_bytes: int
     repetitions: int
     warm_ups: int
+    rest_s: float = 0.0
 
 
 # CPU: 0.4 ms and 0.15 ms on one core of 2020, 25 ms a reading altogether, so that some repetition falls between the
 # time slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B
 # below the true one would make the roofline's floor too high to be a floor.
-# GPU: large enough to fill the device (1 ms and more) and far beyond its cache; the warm-ups let its clocks rise from
-# idle. The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
+# GPU: large enough to fill the device (1.5 ms and 0.5 ms on an H200) and far beyond its cache. A GPU at full load is
+# held down by its power limit: right after a second of products F was up to a fifth lower on an H200, and after a rest
+# of 0.3 s back within 2.5 %. So each reading rests first, copies before it multiplies, and takes few warm-ups.
+# The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
 CPU_SIZE = CanarySize(matrix=256, copied_bytes=4 << 20, repetitions=20, warm_ups=2)
-GPU_SIZE = CanarySize(matrix=8192, copied_bytes=512 << 20, repetitions=10, warm_ups=10)
+GPU_SIZE = CanarySize(matrix=8192, copied_bytes=1 << 30, repetitions=10, warm_ups=3, rest_s=0.3)
 SMALLEST_OPERATIONS = 100
 
 
@@ -57,18 +64,20 @@ class MachineCanary:
     @torch.inference_mode()
     def read(self) -> CanaryReading:
         """Do the work and say how fast it went: rates from the fastest repetition of each part."""
-        for _ in range(self._size.warm_ups):
-            self._multiply()
-            self._copy()
-        repetitions = range(self._size.repetitions)
-        product_ns = min(self._multiply() for _ in repetitions)
-        copy_ns = min(self._copy() for _ in repetitions)
-        start_ns = min(self._start_operations() for _ in repetitions)
+        rest(self._size.rest_s)
+        copy_ns = self._fastest(self._copy)
+        product_ns = self._fastest(self._multiply)
+        start_ns = self._fastest(self._start_operations)
         return CanaryReading(
             flops_per_s=2 * self._size.matrix**3 / product_ns * NS_PER_S,
             bytes_per_s=2 * self._size.copied_bytes / copy_ns * NS_PER_S,
             operation_s=start_ns / SMALLEST_OPERATIONS / NS_PER_S,
         )
+
+    def _fastest(self, work: Callable[[], int]) -> int:
+        for _ in range(self._size.warm_ups):
+            work()
+        return min(work() for _ in range(self._size.repetitions))
 
     def _multiply(self) -> int:
         with timed_region(self._device) as region:

@@ -56,6 +56,11 @@ def now_ns() -> int:
     return time.perf_counter_ns()
 
 
+def rest(seconds: float) -> None:
+    """Do nothing for so long, so that a device may come back to its own speed."""
+    time.sleep(seconds)
+
+
 def seconds_since(begin_ns: int) -> float:
     """Return the seconds that have passed since a reading of `now_ns`."""
     return (now_ns() - begin_ns) / 1e9

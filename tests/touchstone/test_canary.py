@@ -16,7 +16,7 @@ def test_a_reading_holds_three_positive_rates(dtype):
 
 def test_rates_are_the_fixed_work_over_the_shortest_repetition(monkeypatch):
     canary = MachineCanary("cpu", "float32", TINY)
-    times = {"_multiply": iter([9, 30, 20]), "_copy": iter([9, 50, 40]), "_start_operations": iter([700, 800])}
+    times = {"_multiply": iter([9, 30, 20]), "_copy": iter([9, 50, 40]), "_start_operations": iter([500, 700, 800])}
     for name, values in times.items():
         monkeypatch.setattr(canary, name, lambda values=values: next(values))
     reading = canary.read()
