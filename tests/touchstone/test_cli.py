@@ -52,7 +52,7 @@ class TestHelp:
 
     def test_every_command_that_its_examples_name_exists(self, command):
         _, text, _ = command("--help")
-        promised = set(re.findall(r"^  touchstone (\w+)", text, re.MULTILINE))
+        promised = set(re.findall(r"^ +touchstone (\w+)(?: {2,}| --)", text, re.MULTILINE))
         assert "verify" in promised
         assert promised <= {known.name or known.callback.__name__ for known in cli.app.registered_commands}
 
