@@ -118,7 +118,8 @@ class NanoinferEngine:
         activations = facts.activations_peak_bytes
         if activations is None:
             activations = self._count_activations()
-        known = facts.weights_bytes + facts.kv_pool_bytes + context + activations
+        graphs = facts.cuda_graphs_bytes or 0
+        known = facts.weights_bytes + facts.kv_pool_bytes + context + activations + graphs
         return MemoryParts(
             device=self._device,
             weights_bytes=facts.weights_bytes,
@@ -126,7 +127,7 @@ class NanoinferEngine:
             kv_block_bytes=facts.kv_block_bytes,
             kv_used_peak_bytes=facts.kv_used_peak_bytes,
             activations_peak_bytes=activations,
-            cuda_graphs_bytes=None,
+            cuda_graphs_bytes=facts.cuda_graphs_bytes,
             context_and_other_bytes=context,
             device_total_peak_bytes=total,
             residual_bytes=total - known,
