@@ -1,6 +1,9 @@
 import pytest
 
 from tests.touchstone.machine_samples import gpu, measurement, reading, telemetry
+from touchstone.records import RunPlan
+from touchstone.running import orchestrate
+from touchstone.running.worker import WorkerResult
 from touchstone.validity import (
     CPU_CANARY_LIMIT,
     GPU_CANARY_LIMIT,
@@ -67,3 +70,35 @@ def test_what_disturbs_a_run_is_named_and_what_is_unknown_is_not_held_against_it
 def test_the_first_disturbed_run_is_named():
     watched = [measurement(watched=telemetry()), measurement(watched=telemetry(other_busy_cores=3.0), position=1)]
     assert why_telemetry_invalid(watched) == "run 1 of arm 'default': other processes kept 3.00 cores busy"
+
+
+class FakeLedger:
+    """A ledger that holds nothing yet."""
+
+    entries = ()
+
+
+def judged(before, after, *, limit, enforced=False, reason=None, watched=None):
+    outcome = WorkerResult(
+        engine=None, startup_s=1.0, measurements=(measurement(before, after, watched),), reason=reason
+    )
+    plan = RunPlan.model_construct(canary_limit=limit, telemetry_enforced=enforced)
+    return orchestrate._judged_by_machine(outcome, plan, FakeLedger())
+
+
+def test_an_attempt_is_invalid_where_the_canary_moved_and_keeps_its_measurements():
+    result = judged(reading(), reading(flops_per_s=0.9e12), limit=0.03)
+    assert result.reason.startswith("the machine changed around run 0")
+    assert len(result.measurements) == 1
+    assert judged(reading(), reading(flops_per_s=0.9e12), limit=2.0).reason is None
+
+
+def test_a_disturbed_run_is_invalid_in_the_paper_only():
+    disturbed = telemetry(other_busy_cores=2.0)
+    assert judged(reading(), reading(), limit=0.03, watched=disturbed).reason is None
+    result = judged(reading(), reading(), limit=0.03, watched=disturbed, enforced=True)
+    assert result.reason == "run 0 of arm 'default': other processes kept 2.00 cores busy"
+
+
+def test_a_reason_of_the_engine_comes_first():
+    assert judged(reading(), reading(flops_per_s=1), limit=0.03, reason="it broke").reason == "it broke"
