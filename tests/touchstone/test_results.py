@@ -273,10 +273,22 @@ def test_lie_about_a_comparison_is_caught(tmp_path, lie, check):
     assert check in failed(by_id(prefix_run(tmp_path, **lie).write())["2.1"])
 
 
+def test_arms_that_run_in_processes_of_their_own_are_not_held_to_what_is_not_there(tmp_path):
+    fake = FakeRun(tmp_path)
+    units = fake.plan_test("2.1", processes=2, order=("off", "on"), arms=ARMS)
+    for unit, arm in zip(units, ("off", "on"), strict=True):
+        fake.attempt(unit.model_copy(update={"arm_order": (arm,)}), [make_trace()])
+    assert "same_work" not in failed(by_id(fake.write())["2.1"])
+
+
 @pytest.mark.parametrize(("block_size", "expected"), [(1, 69 * 409), (16, 69 * 400), (256, 69 * 256), (512, 0)])
 def test_upper_bound_of_hits_is_the_one_of_the_methods_chapter(block_size, expected):
     spec = make_workload(num_requests=100, shared_fraction=0.7, prefix_fraction=0.8)
     assert hit_upper_bound(spec, [512] * 100, block_size) == expected
+
+
+def a_fourteenth_unexplained(device):
+    return make_memory(device=device, device_total_peak_bytes=7_000_000_000, residual_bytes=500_000_000)
 
 
 def test_without_sharing_no_hit_is_possible_and_the_last_token_is_always_computed():
@@ -339,6 +351,8 @@ def steps_with(trace, index, **changes):
             ),
             {"memory_residual_bounded"},
         ),
+        (lambda trace, _: (trace, a_fourteenth_unexplained("cpu")), set()),
+        (lambda trace, _: (trace, a_fourteenth_unexplained("cuda:0")), {"memory_residual_bounded"}),
         (
             lambda trace, _: (
                 trace,
