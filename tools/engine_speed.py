@@ -362,7 +362,7 @@ def startup_child(folder: str, spawned_s: float, dtype: str | None) -> None:
     llm.generate([list(range(16))], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
     first_token_s = time.time()
     llm.generate([list(range(16))], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
-    graphs = llm._engine.execution.graphs  # noqa: SLF001  the tool prints what no user needs
+    graphs = llm.cuda_graphs
     print(
         json.dumps(
             {
@@ -439,7 +439,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     record |= {"options": options, "peaks": asdict(peaks), "timings": []}
     print(f"{record['device']}, torch {torch.__version__}, {options}, {peaks}", flush=True)
     with LLM(str(folder), prefix_cache=False, **options) as llm:
-        print(f"{llm._engine.execution.graphs}, {llm.memory()}", flush=True)  # noqa: SLF001  the tool prints what no user needs
+        print(f"{llm.cuda_graphs}, {llm.memory()}", flush=True)
         for name in (name for name in chosen if name in WORKLOADS):
             record["timings"].append(asdict(time_workload(name, llm, arguments.repeats, peaks)))
         if arguments.profile:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.execution.memory import MemoryFacts
     from nanoinfer.request import Request, StepFacts
 
@@ -74,6 +75,11 @@ class LLM:
     def memory(self) -> MemoryFacts:
         """Where the bytes are; the peak of used KV blocks counts from the last `reset_peaks`."""
         return self._engine.memory()
+
+    @property
+    def cuda_graphs(self) -> GraphFacts | None:
+        """What the capture of CUDA graphs cost; None where steps are launched kernel by kernel."""
+        return self._engine.execution.graphs
 
     def take_step_facts(self) -> tuple[StepFacts, ...]:
         """Return what each step since the last call did and when, and forget it."""

@@ -1,6 +1,7 @@
 """Greedy tokens equal those of transformers, whatever the switches; seeded tokens depend on the request alone."""
 
 import copy
+import dataclasses
 import itertools
 import random
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from nanoinfer import LLM, SamplingParams
+from nanoinfer.execution import build
+from nanoinfer.model.ops import REFERENCE
 
 
 def run_checked(llm, requests):
@@ -67,6 +70,18 @@ def test_greedy_tokens_of_each_family_equal_transformers(tiny, ragged, shape, sc
         outputs = llm.generate([p for p, _ in ragged], [greedy(n) for _, n in ragged])
     assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
     assert len({token for output in outputs for token in output.token_ids}) > 20
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "qwen3-bias", "llama-bias"])
+@pytest.mark.parametrize("few_rows", [1, 3])
+def test_steps_of_few_rows_give_the_same_tokens(tiny, ragged, shape, few_rows, monkeypatch):
+    monkeypatch.setattr(
+        build, "select_ops", lambda _device, _head_dim: dataclasses.replace(REFERENCE, few_rows=few_rows)
+    )
+    model = tiny(shape)
+    with LLM(model.folder, device="cpu", num_kv_blocks=64) as llm:
+        outputs = llm.generate([p for p, _ in ragged], [greedy(n) for _, n in ragged])
+    assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
 
 
 @pytest.mark.gpu

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FEW_SPLITS = tl.constexpr(8)
-LEAST_TILES = tl.constexpr(4)
+FEW_SPLITS = tl.constexpr(8)  # up to so many, a split has to be worth its merging
+LEAST_TILES = tl.constexpr(8)
 
 
 def decode_attention(
@@ -204,7 +204,8 @@ def _attention_kernel(
     num_tiles = tl.cdiv(cached_len, TILE)
     # Few splits serve many sequences, whose programs fill the device even if some have nothing to do.
     least_tiles = tl.where(num_splits > FEW_SPLITS, 1, LEAST_TILES)
-    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), least_tiles)
+    wanted_parts = tl.minimum(tl.maximum(num_tiles // least_tiles, 1), num_splits)
+    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, wanted_parts), 1)
     num_parts = tl.maximum(tl.cdiv(num_tiles, tiles_per_split), 1)
     begin = split * tiles_per_split * TILE
     end = tl.minimum(cached_len, begin + tiles_per_split * TILE)

@@ -105,5 +105,5 @@ def test_steps_that_restrict_the_choice_are_not_replayed(tiny, ragged):
 
 def test_a_cpu_captures_nothing(tiny):
     with LLM(tiny("qwen3").folder, device="cpu", cuda_graphs=True, num_kv_blocks=64) as llm:
-        assert llm._engine.execution.graphs is None
+        assert llm.cuda_graphs is None
         assert llm.memory().cuda_graphs_bytes is None
