@@ -8,6 +8,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
+from touchstone.experiment import Bilingual
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -76,18 +78,27 @@ def why_canary_invalid(
     return None
 
 
-def why_disturbed(telemetry: Telemetry) -> str | None:
+def why_disturbed(telemetry: Telemetry) -> Bilingual | None:
     """Say what disturbed the machine during a run; None when nothing did, as far as it can be told."""
     if (telemetry.throttled_s or 0.0) > MAX_THROTTLED_SHARE * telemetry.duration_s:
-        return f"the CPU quota stopped the run for {telemetry.throttled_s:.3f} s of {telemetry.duration_s:.3f} s"
+        stopped = f"{telemetry.throttled_s:.3f} s", f"{telemetry.duration_s:.3f} s"
+        return Bilingual(
+            f"the CPU quota stopped the run for {stopped[0]} of {stopped[1]}",
+            f"CPU 配额在 {stopped[1]} 中让运行停了 {stopped[0]}",
+        )
     if (telemetry.other_busy_cores or 0.0) > MAX_OTHER_BUSY_CORES:
-        return f"other processes kept {telemetry.other_busy_cores:.2f} cores busy"
+        busy = f"{telemetry.other_busy_cores:.2f}"
+        return Bilingual(f"other processes kept {busy} cores busy", f"其他进程平均占用 {busy} 个核")
     for gpu in telemetry.gpus:
         if gpu.other_processes:
-            return f"{gpu.other_processes} other process(es) on GPU {gpu.index}"
+            count = gpu.other_processes
+            return Bilingual(f"{count} other process(es) on GPU {gpu.index}", f"GPU {gpu.index} 上另有 {count} 个进程")
         for reason, seconds in (gpu.slowdown_s or {}).items():
             if reason in DISTURBING_SLOWDOWNS and seconds > MAX_SLOWDOWN_SHARE * telemetry.duration_s:
-                return f"GPU {gpu.index} was held down for {seconds:.3f} s ({reason})"
+                return Bilingual(
+                    f"GPU {gpu.index} was held down for {seconds:.3f} s ({reason})",
+                    f"GPU {gpu.index} 被降频 {seconds:.3f} s（`{reason}`）",
+                )
     return None
 
 
@@ -96,7 +107,7 @@ def why_telemetry_invalid(measurements: Sequence[Measurement]) -> str | None:
     for measurement in measurements:
         reason = None if measurement.telemetry is None else why_disturbed(measurement.telemetry)
         if reason is not None:
-            return f"run {measurement.position} of arm {measurement.arm!r}: {reason}"
+            return f"run {measurement.position} of arm {measurement.arm!r}: {reason.en}"
     return None
 
 

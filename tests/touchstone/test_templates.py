@@ -122,6 +122,7 @@ def test_text_from_outside_cannot_become_markup():
 def test_identifiers_in_sentences_become_code():
     assert prose("see kv_used and time.perf_counter_ns.") == "see `kv_used` and `time.perf_counter_ns`."
     assert prose("没有下划线，a*b") == r"没有下划线，a\*b"
+    assert prose("最后一次：`OSError: no package|a_b`") == r"最后一次：`OSError: no package\|a_b`"
 
 
 def test_a_missing_glossary_is_refused_by_name(tmp_path):

@@ -368,13 +368,12 @@ def machine_undisturbed(plan: RunPlan, test: TestRuns) -> Check | None:
         if plan.telemetry_enforced
         else ("which this profile only reports", "本档位仅作报告")
     )
-    first = f"; first: {reasons[0]}" if reasons else ""
+    first = Bilingual(f"; first: {reasons[0].en}", f"；首个：{reasons[0].zh}") if reasons else Bilingual("", "")
     return Check(
         id="machine_undisturbed",
         passed=not (reasons and plan.telemetry_enforced),
-        detail=f"{len(told)} runs watched, {len(reasons)} disturbed, {rule[0]}{first}",
-        detail_zh=f"监测 {len(told)} 次运行，{len(reasons)} 次受到干扰（{rule[1]}）"
-        + (f"；首个：{reasons[0]}" if reasons else ""),
+        detail=f"{len(told)} runs watched, {len(reasons)} disturbed, {rule[0]}{first.en}",
+        detail_zh=f"监测 {len(told)} 次运行，{len(reasons)} 次受到干扰（{rule[1]}）{first.zh}",
     )
 
 

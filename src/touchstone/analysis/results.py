@@ -232,9 +232,10 @@ def _why_not_measured(ledgered: Ledgered, test_id: str, test: TestRuns | None) -
     if test is not None and test.processes:
         return Bilingual("no bench file declares this test now", "当前没有声明该测试的基准文件")
     if test is not None and test.attempts:
-        count, last = len(test.attempts), test.invalid_reasons[-1]
+        # A program's message stands between backticks: it is quoted, not translated.
+        count, last = len(test.attempts), test.invalid_reasons[-1].replace("`", "'")
         return Bilingual(
-            f"none of {count} attempts was valid; the last: {last}", f"{count} 次尝试均无效；最后一次：{last}"
+            f"none of {count} attempts was valid; the last: `{last}`", f"{count} 次尝试均无效；最后一次：`{last}`"
         )
     if test is not None:
         return Bilingual("the run ended before this test began", "运行在该测试开始之前已结束")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nanoinfer import LLM, ConfigError, EngineConfig, RequestError, SamplingParams
+from nanoinfer.version import VERSION
 from touchstone.clock import timed_region
 from touchstone.engines.base import Capabilities, EngineError
 from touchstone.engines.live_bytes import LiveBytes
@@ -78,9 +78,7 @@ class NanoinferEngine:
             "max_model_len": llm.max_model_len,
             "torch_threads": torch.get_num_threads(),
         }
-        return EngineFacts(
-            name="nanoinfer", version=metadata.version("touchstone-bench"), settings=settings, model=model
-        )
+        return EngineFacts(name="nanoinfer", version=VERSION, settings=settings, model=model)
 
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Trace:
         """Run the requests to their end and tell what happened."""

@@ -29,6 +29,7 @@ TEMPLATES = Path(__file__).resolve().parents[3] / "templates"
 GLOSSARY_FILE = "terms.toml"
 
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_<|$]|\](?=[(\[])|~(?=~))")
+_QUOTED = re.compile(r"`([^`]+)`")
 _IDENTIFIER = re.compile(r"((?<![A-Za-z0-9_.])[A-Za-z][A-Za-z0-9.]*_[A-Za-z0-9_.]*[A-Za-z0-9_])")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SPACES_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -115,8 +116,13 @@ def escape_markdown(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Escape a sentence; words with an underscore are identifiers and become code."""
-    pieces = _IDENTIFIER.split(text.strip())
+    """Escape a sentence; what stands between backticks is code, and so are identifiers: words with an underscore."""
+    pieces = _QUOTED.split(text.strip())
+    return "".join(code_span(piece) if index % 2 else _unquoted(piece) for index, piece in enumerate(pieces))
+
+
+def _unquoted(text: str) -> str:
+    pieces = _IDENTIFIER.split(text)
     return "".join(code_span(piece) if index % 2 else escape_markdown(piece) for index, piece in enumerate(pieces))
 
 
