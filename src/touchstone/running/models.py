@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from touchstone.canonical import atomic_write
+from touchstone.experiment import Bilingual
 from touchstone.records import ModelSpec
 
 if TYPE_CHECKING:
@@ -112,8 +113,11 @@ def _local_model(folder: Path) -> ChosenModel:
         raise ModelError(f"{folder} holds no config.json; give the folder of a model in the hub's layout")
     if any(folder.glob("*.safetensors")):
         return ChosenModel(ModelSpec(source="local folder", weights="loaded", note=None), folder, None)
-    note = "the folder holds a config.json but no safetensors, so the weights are random"
-    return ChosenModel(ModelSpec(source="local folder", weights="synthetic", note=note), folder, SYNTHETIC_SEED)
+    note = Bilingual(
+        "the folder holds a config.json but no safetensors, so the weights are random",
+        "目录中有 config.json 而没有 safetensors，因此使用随机权重",
+    )
+    return ChosenModel(_synthetic("local folder", note), folder, SYNTHETIC_SEED)
 
 
 def _default_gpu_model(workshop: Path) -> ChosenModel:
@@ -126,8 +130,11 @@ def _default_gpu_model(workshop: Path) -> ChosenModel:
 
 def _synthetic_shape(folder: Path) -> ChosenModel:
     _write_json(folder / "config.json", QWEN3_0_6B_CONFIG)
-    note = f"{DEFAULT_HUB_MODEL} was unreachable: its shape with random weights; speeds hold, the text means nothing"
-    return ChosenModel(ModelSpec(source=DEFAULT_HUB_MODEL, weights="synthetic", note=note), folder, SYNTHETIC_SEED)
+    note = Bilingual(
+        f"`{DEFAULT_HUB_MODEL}` was unreachable: its shape with random weights; speeds hold, the text means nothing",
+        f"无法获取 `{DEFAULT_HUB_MODEL}`：采用其结构与随机权重；速度有效，生成的文本没有意义",
+    )
+    return ChosenModel(_synthetic(DEFAULT_HUB_MODEL, note), folder, SYNTHETIC_SEED)
 
 
 def _from_hub(model_id: str) -> Path:
@@ -155,8 +162,16 @@ def _tiny_model(workshop: Path) -> ChosenModel:
     folder = workshop / "tiny-qwen3"
     if not (folder / "config.json").is_file():  # written last, so it says that the folder is whole
         make_tiny_model(folder)
-    note = "no GPU: a tiny Qwen3 with random weights and its own tokenizer; its speeds say nothing of a real model"
-    return ChosenModel(ModelSpec(source=TINY_SOURCE, weights="synthetic", note=note), folder, None)
+    note = Bilingual(
+        "no GPU: a tiny model of the Qwen3 family with random weights and its own tokenizer; its speeds say nothing of "
+        "a real model",
+        "没有 GPU：使用当场生成的极小模型（Qwen3 结构，随机权重，自带分词器），其速度不代表任何真实模型",
+    )
+    return ChosenModel(_synthetic(TINY_SOURCE, note), folder, None)
+
+
+def _synthetic(source: str, note: Bilingual) -> ModelSpec:
+    return ModelSpec(source=source, weights="synthetic", note=note.en, note_zh=note.zh)
 
 
 def make_tiny_model(folder: Path, *, seed: int = SYNTHETIC_SEED) -> None:
