@@ -17,6 +17,9 @@ import nox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Each measured unit is a fresh process; without cached bytecode each would compile torch's modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2026.4"
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "none"  # see python_of
