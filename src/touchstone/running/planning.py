@@ -43,9 +43,9 @@ class Layout:
 # n = 6 is the smallest number of processes whose [min, max] is a 95 % interval of the median (96.9 %), and the smallest
 # number of blocks with which an exact sign-flip test can reach p < .05. k = 3 makes a process's score the median of
 # three. Memory barely varies, so outside the paper three processes show that it does not. `quick` is for a first look
-# and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards. A smoke
-# block goes through its order three times, because its runs last a third of a second, beside neighbours that come and
-# go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
+# and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards. A
+# smoke block goes through its order three times, because its runs last a third of a second, beside neighbours that
+# come and go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
 _REPEATED, _PAIRED, _MEMORY, _INSTRUMENT = "repeated", "paired", "memory", "instrument"
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
