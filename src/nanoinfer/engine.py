@@ -70,7 +70,7 @@ class Engine:
         """Give a request its number; RequestError when it can never run."""
         request = Request(self._next_id, list(token_ids), len(token_ids), sampling, arrival_ns)
         self._check_token_ids(request)
-        self.scheduler._refuse_what_never_fits(request)  # noqa: SLF001  the rule of `add`, asked before anything runs
+        self.scheduler.check_fits(request)  # asked here too, so that a whole batch is refused before anything runs
         self._next_id += 1
         return request
 

@@ -31,12 +31,12 @@ class CanarySize:
     rest_s: float = 0.0
 
 
-# CPU: 0.4 ms and 0.15 ms on one core of 2020, 25 ms a reading altogether, so that some repetition falls between the
-# time slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B
+# CPU: each part far shorter than a scheduler's time slice, and repeated, so that some repetition falls between the
+# slices of a neighbour. The copy stays in the last-level cache, since a small model's weights do too, and a B
 # below the true one would make the roofline's floor too high to be a floor.
-# GPU: large enough to fill the device (1.5 ms and 0.5 ms on an H200) and far beyond its cache. A GPU at full load is
-# held down by its power limit: right after a second of products F was up to a fifth lower on an H200, and after a rest
-# of 0.3 s back within 2.5 %. So each reading rests first, copies before it multiplies, and takes few warm-ups.
+# GPU: large enough to fill the device and far beyond its cache. A GPU at full load is held down by its power limit, and
+# right after it F reads lower than after a rest. So each reading rests first, copies before it multiplies, and takes
+# few warm-ups.
 # The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
 CPU_SIZE = CanarySize(matrix=256, copied_bytes=4 << 20, repetitions=20, warm_ups=2)
 GPU_SIZE = CanarySize(matrix=8192, copied_bytes=1 << 30, repetitions=10, warm_ups=3, rest_s=0.3)

@@ -33,7 +33,9 @@ class PrefillTuning:
 
 
 def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> PrefillTuning:
-    """Return the fastest shape found on an H200; few shapes, because each one is compiled when it is first met.
+    """Return a tile shape of few, because each one is compiled when it is first met.
+
+    tools/kernel_speed.py times its rivals.
 
     A tile has a row for each head of the group. Exact float32 products use no tensor cores and need registers instead.
     """

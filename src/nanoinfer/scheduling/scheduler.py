@@ -128,13 +128,30 @@ class Scheduler(ABC):
         """Plans that wait for their commit; may be above 0 when all requests have finished."""
         return len(self._in_flight)
 
+    def check_fits(self, request: Request) -> None:
+        """Refuse a request that can never run, however empty the engine is: RequestError says why. Changes nothing."""
+        prompt, output = request.num_prompt_tokens, request.sampling.max_tokens
+        if prompt < 1:
+            raise RequestError(f"request {request.request_id} has an empty prompt; give at least one token")
+        asked = f"request {request.request_id} asks for {prompt} prompt + {output} output = {prompt + output} tokens"
+        if prompt + output > self.max_model_len:
+            raise RequestError(
+                f"{asked}, over max_model_len {self.max_model_len}; shorten the prompt, lower max_tokens or raise it"
+            )
+        blocks = self._cache.blocks_for(prompt + output - 1)  # the last token's keys and values are never needed
+        if blocks > self._cache.num_blocks:
+            raise RequestError(
+                f"{asked}, which fill {blocks} KV blocks, but the pool has {self._cache.num_blocks} blocks of "
+                f"{self._cache.block_size} tokens; shorten the prompt, lower max_tokens or enlarge the KV cache"
+            )
+
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
         """Queue a request; RequestError when it can never run."""
         if request.request_id in self._unfinished:
             raise RequestError(f"request id {request.request_id} is taken by an unfinished request; use another")
-        self._refuse_what_never_fits(request)
+        self.check_fits(request)
         self._unfinished[request.request_id] = request
         self._waiting.append(request)
 
@@ -231,22 +248,6 @@ class Scheduler(ABC):
         return rows
 
     # --- admission and prefill --------------------------------------------------------------------------------------
-
-    def _refuse_what_never_fits(self, request: Request) -> None:
-        prompt, output = request.num_prompt_tokens, request.sampling.max_tokens
-        if prompt < 1:
-            raise RequestError(f"request {request.request_id} has an empty prompt; give at least one token")
-        asked = f"request {request.request_id} asks for {prompt} prompt + {output} output = {prompt + output} tokens"
-        if prompt + output > self.max_model_len:
-            raise RequestError(
-                f"{asked}, over max_model_len {self.max_model_len}; shorten the prompt, lower max_tokens or raise it"
-            )
-        blocks = self._cache.blocks_for(prompt + output - 1)  # the last token's keys and values are never needed
-        if blocks > self._cache.num_blocks:
-            raise RequestError(
-                f"{asked}, which fill {blocks} KV blocks, but the pool has {self._cache.num_blocks} blocks of "
-                f"{self._cache.block_size} tokens; shorten the prompt, lower max_tokens or enlarge the KV cache"
-            )
 
     def _admit(self) -> Request | None:
         """Give the first waiting request a slot and blocks for all its known tokens; None if it has to wait on."""
