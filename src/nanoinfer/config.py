@@ -8,6 +8,26 @@ from typing import Any, Literal, get_args
 SchedulingPolicy = Literal["separated", "mixed"]
 WeightSource = Literal["checkpoint", "synthetic"]
 DType = Literal["float32", "float16", "bfloat16"]
+AllReduce = Literal["auto", "nccl"]
+Placement = Literal["least_work", "prefix"]
+
+
+_COUNTS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "num_kv_blocks",
+    "kv_cache_bytes",
+    "tensor_parallel_size",
+    "data_parallel_size",
+)
+_CHOICES: dict[str, Any] = {
+    "scheduling": SchedulingPolicy,
+    "weights": WeightSource,
+    "dtype": DType,
+    "placement": Placement,
+    "all_reduce": AllReduce,
+}
 
 
 class ConfigError(ValueError):
@@ -39,6 +59,16 @@ class EngineConfig:
                             a GPU there are none, whatever this says. Steps that prefill, and steps in which a request
                             samples with top_k or top_p, are launched kernel by kernel
     seed                    synthetic weights, and sampling of requests without a seed of their own
+    tensor_parallel_size    devices that share every layer of one model; each holds a part of its heads and vocabulary
+    data_parallel_size      engines with a model of their own, each on `tensor_parallel_size` devices, behind one front
+                            door; devices are counted on from `device`
+    placement               which engine a request goes to: the one with the least outstanding tokens ("least_work"), or
+                            the one that has the least left to do when the prefix it was given before counts as done
+                            ("prefix")
+    all_reduce              how devices add up their parts: "auto" lets small sums go through symmetric memory where the
+                            devices and the dtype allow it, "nccl" never does; without a GPU it is gloo, whatever this
+                            says
+    rank_timeout_s          how long a process of the engine may be silent, or a step may take, before the run is ended
     """
 
     model: str
@@ -59,10 +89,15 @@ class EngineConfig:
     overlap: bool | None = None
     cuda_graphs: bool = True
     seed: int = 0
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    placement: Placement = "least_work"
+    all_reduce: AllReduce = "auto"
+    rank_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, before anything is loaded."""
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_kv_blocks", "kv_cache_bytes"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -72,12 +107,14 @@ class EngineConfig:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}; use a number above 0 and at most 1")
         if self.num_kv_blocks is not None and self.kv_cache_bytes is not None:
             raise ConfigError("num_kv_blocks and kv_cache_bytes are both set; set one of them")
-        for name, allowed in (("scheduling", SchedulingPolicy), ("weights", WeightSource), ("dtype", DType)):
+        for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in get_args(allowed):
                 raise ConfigError(f"{name} is {value!r}; use one of {', '.join(get_args(allowed))}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; use an integer from 0 to 2**63 - 1")
+        if not self.rank_timeout_s > 0:
+            raise ConfigError(f"rank_timeout_s is {self.rank_timeout_s}; use a number of seconds above 0")
 
     @classmethod
     def from_options(cls, model: str, **options: Any) -> EngineConfig:  # noqa: ANN401  options are checked by name here and by value in __post_init__

@@ -42,12 +42,15 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor
     return out
 
 
-def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def linear_add(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """Return residual + (x W^T + b) for x (T, K), contiguous, of few rows; W (N, K), b (N,) or None.
 
-    residual (T, N) is left as it is.
+    residual (T, N) is left as it is; None adds nothing. The result is written to out (T, N) where that is given.
     """
-    out = torch.empty_like(residual)
+    if out is None:
+        out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
     _launch(x, weight, bias, out, residual=residual)
     return out
 

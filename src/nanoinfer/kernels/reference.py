@@ -86,9 +86,16 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor
     return silu_and_mul(norm_linear(x, norm_weight, eps, weight, bias))
 
 
-def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """Return residual + (x W^T + b) for x (T, K), W (N, K), b (N,) or None, residual (T, N)."""
-    return residual + linear(x, weight, bias)
+def linear_add(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Return residual + (x W^T + b) for x (T, K), W (N, K), b (N,) or None, residual (T, N), None adds nothing.
+
+    The result is written to out (T, N) where that is given.
+    """
+    product = linear(x, weight, bias)
+    total = product if residual is None else residual + product
+    return total if out is None else out.copy_(total)
 
 
 # --- the paged cache --------------------------------------------------------------------------------------------------
@@ -347,12 +354,24 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
     the logits as they are; seeds (S,) int64; token_indices (S,) int32 or int64. Returns (S,) int64; of equal scores the
     lowest index wins. (Gumbel-max: Maddison, Tarlow, Minka, A* sampling, NeurIPS 2014, section 2.)
     """
+    return sample_shard(logits, temperatures, seeds, token_indices, 0)[1]
+
+
+def sample_shard(
+    logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `sample` does for the part of a vocabulary that begins at `first`; logits (S, V) are that part.
+
+    Returns each row's best score (S,) float32 and its token (S,) int64, counted in the whole vocabulary. The best of
+    all parts is what `sample` would choose from the whole.
+    """
     scores = logits.float()
     drawn = temperatures > 0
     if bool(drawn.any()):  # noise is most of the work, and greedy rows need none
-        noise = gumbel_noise(seeds[drawn], token_indices[drawn], logits.shape[1])
+        noise = gumbel_noise(seeds[drawn], token_indices[drawn], first + logits.shape[1])[:, first:]
         scores = scores.index_put((drawn,), scores[drawn] / temperatures[drawn][:, None] + noise)
-    return scores.argmax(-1)
+    best, index = scores.max(-1)
+    return best, index + first
 
 
 def attention_scale(head_dim: int) -> float:

@@ -29,10 +29,23 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
     greedy: no noise, and the logits as they are; seeds (S,) int64; token_indices (S,) int32 or int64. Returns (S,)
     int64; of equal scores the lowest index wins.
     """
-    num_rows, vocab_size = logits.shape
-    num_slices = triton.cdiv(vocab_size, NOISE_TILES * 4 * NOISE_LANES)
+    return sample_shard(logits, temperatures, seeds, token_indices, 0)[1]
+
+
+def sample_shard(
+    logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `sample` does for the part of a vocabulary that begins at `first`; logits (S, V) are that part.
+
+    Returns each row's best score (S,) float32 and its token (S,) int64, counted in the whole vocabulary.
+    """
+    num_rows, size = logits.shape
+    # Slices begin at a multiple of what one Philox call serves, so a shard's first one may begin before the shard.
+    first_lane = first // (4 * NOISE_LANES) * (4 * NOISE_LANES)
+    num_slices = triton.cdiv(first + size - first_lane, NOISE_TILES * 4 * NOISE_LANES)
     scores = torch.empty((num_rows, num_slices), dtype=torch.float32, device=logits.device)
     winners = torch.empty((num_rows, num_slices), dtype=torch.int32, device=logits.device)
+    best = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     _slice_kernel[(num_slices, num_rows)](
         logits,
@@ -42,16 +55,24 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, token_indices: T
         scores,
         winners,
         logits.stride(0),
-        vocab_size,
+        first,
+        size,
         LANES=NOISE_LANES,
         TILES=NOISE_TILES,
         FAST=logits.is_cuda,  # the interpreter knows no machine instructions
         num_warps=2,
     )
     _row_kernel[(num_rows,)](
-        scores, winners, out, num_slices, vocab_size, PADDED_SLICES=triton.next_power_of_2(num_slices), num_warps=1
+        scores,
+        winners,
+        best,
+        out,
+        num_slices,
+        first + size,
+        PADDED_SLICES=triton.next_power_of_2(num_slices),
+        num_warps=1,
     )
-    return out
+    return best, out
 
 
 @triton.jit
@@ -92,7 +113,7 @@ def _first_of_highest(score, index):
     return top_score, tl.min(tl.where(score == top_score, index, MAX_INDEX), 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["temperatures", "seeds", "token_indices"])
+@triton.jit(do_not_specialize=["first"], do_not_specialize_on_alignment=["temperatures", "seeds", "token_indices"])
 def _slice_kernel(
     logits,
     temperatures,
@@ -101,7 +122,8 @@ def _slice_kernel(
     scores,
     winners,
     stride_logits,
-    vocab_size,
+    first,
+    size,
     LANES: tl.constexpr,
     TILES: tl.constexpr,
     FAST: tl.constexpr,
@@ -110,14 +132,17 @@ def _slice_kernel(
     row = tl.program_id(1)
     temperature = tl.load(temperatures + row)
     lane = tl.arange(0, LANES)
-    begin = slice_index * TILES * 4 * LANES
+    first_tile = first // (4 * LANES)
+    begin = first_tile * 4 * LANES + slice_index * TILES * 4 * LANES
+    end = first + size
     row_logits = logits + row.to(tl.int64) * stride_logits
     best = tl.full((LANES,), float("-inf"), tl.float32)
     winner = begin + lane
     if temperature == 0.0:
         for step in range(4 * TILES):
             index = begin + step * LANES + lane
-            score = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
+            is_ours = (index >= first) & (index < end)
+            score = tl.load(row_logits + (index - first), mask=is_ours, other=float("-inf")).to(tl.float32)
             best, winner = _fold(best, winner, score, index)
     else:
         inverse = 1.0 / temperature
@@ -125,11 +150,12 @@ def _slice_kernel(
         token_index = tl.load(token_indices + row).to(tl.uint32)
         zero = tl.zeros((LANES,), tl.uint32)
         for tile in range(TILES):
-            counter = ((slice_index * TILES + tile) * LANES + lane).to(tl.uint32)
+            counter = ((first_tile + slice_index * TILES + tile) * LANES + lane).to(tl.uint32)
             words = tl.philox(seed, counter, zero + token_index, zero, zero)
             for part in tl.static_range(4):
                 index = begin + (tile * 4 + part) * LANES + lane
-                logit = tl.load(row_logits + index, mask=index < vocab_size, other=float("-inf")).to(tl.float32)
+                is_ours = (index >= first) & (index < end)
+                logit = tl.load(row_logits + (index - first), mask=is_ours, other=float("-inf")).to(tl.float32)
                 best, winner = _fold(best, winner, logit * inverse + _gumbel(words[part], FAST), index)
     top_score, top_index = _first_of_highest(best, winner)
     target = row * tl.num_programs(0) + slice_index
@@ -138,12 +164,13 @@ def _slice_kernel(
 
 
 @triton.jit
-def _row_kernel(scores, winners, out, num_slices, vocab_size, PADDED_SLICES: tl.constexpr):
+def _row_kernel(scores, winners, best, out, num_slices, end, PADDED_SLICES: tl.constexpr):
     row = tl.program_id(0)
     column = tl.arange(0, PADDED_SLICES)
     is_slice = column < num_slices
     score = tl.load(scores + row * num_slices + column, mask=is_slice, other=float("-inf"))
     index = tl.load(winners + row * num_slices + column, mask=is_slice, other=MAX_INDEX)
-    _, top_index = _first_of_highest(score, index)
+    top_score, top_index = _first_of_highest(score, index)
+    tl.store(best + row, top_score)
     # a row of NaN has no winner; its token must still be one that an embedding can look up
-    tl.store(out + row, tl.minimum(top_index, vocab_size - 1).to(tl.int64))
+    tl.store(out + row, tl.minimum(top_index, end - 1).to(tl.int64))

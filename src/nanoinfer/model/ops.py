@@ -35,10 +35,11 @@ class Ops:
     decode_attention: Callable[..., Tensor]
     paged_prefill: Callable[..., Tensor]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    sample_shard: Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
     decode_inputs: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], DecodeRows]
     norm_linear: Callable[[Tensor, Tensor, float, Tensor, Tensor | None], Tensor]
     norm_gated_linear: Callable[[Tensor, Tensor, float, Tensor, Tensor | None], Tensor]
-    linear_add: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+    linear_add: Callable[..., Tensor]
     few_rows: int
 
 
@@ -50,6 +51,7 @@ REFERENCE = Ops(
     decode_attention=reference.decode_attention,
     paged_prefill=reference.paged_prefill,
     sample=reference.sample,
+    sample_shard=reference.sample_shard,
     decode_inputs=reference.decode_inputs,
     norm_linear=reference.norm_linear,
     norm_gated_linear=reference.norm_gated_linear,
@@ -80,6 +82,7 @@ def _triton_ops() -> Ops:
         decode_attention=decode_attention.decode_attention,
         paged_prefill=paged_prefill.paged_prefill,
         sample=sampling.sample,
+        sample_shard=sampling.sample_shard,
         decode_inputs=decode_inputs.decode_inputs,
         norm_linear=few_rows.norm_linear,
         norm_gated_linear=few_rows.norm_gated_linear,
