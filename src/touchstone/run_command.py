@@ -112,7 +112,7 @@ def report_paths(run_dir: Path, out_dir: Path) -> tuple[Path, ...]:
     paths = write_report(run_dir, out_dir, experiments)
     if paths.faults:
         raise ReportError("the report has faults and must not be published:\n  - " + "\n  - ".join(paths.faults))
-    return (paths.zh, paths.en)
+    return (paths.zh, paths.en, paths.html)
 
 
 def table_of(run_dir: Path, form: Literal["json", "csv"]) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run: Markdown in both languages with figures, the same numbers as a table, a verdict table."""
+"""The report of a run: Markdown in both languages, one HTML page of both, the same numbers as a table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from touchstone.canonical import atomic_write
 from touchstone.experiment import load_experiments
 from touchstone.records import Verdict
 from touchstone.reporting.context import report_context, texts_of, views_of_tests
+from touchstone.reporting.html_page import html_page
 from touchstone.reporting.lint import (
     glossary_faults,
     language_number_faults,
@@ -72,12 +73,13 @@ class ReportPaths:
 
     zh: Path
     en: Path
+    html: Path
     figures: tuple[Path, ...]
     faults: tuple[str, ...]
 
 
 def write_report(run_dir: Path, out_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> ReportPaths:
-    """Render `report.zh.md`, `report.en.md` and `figures/*.svg` of a run; the same ledger gives the same bytes.
+    """Render `report.zh.md`, `report.en.md`, `report.html` and `figures/*.svg`; the same ledger gives the same bytes.
 
     `experiments` maps plan ids to declarations; without it the repository's bench files are used. LedgerError,
     ReportError or FigureError name what cannot be read or printed.
@@ -102,11 +104,14 @@ def render_report(run: Run, out_dir: Path) -> ReportPaths:
         language: render(environment, f"report.{language}.md.j2", context)
         for language, environment in environments.items()
     }
+    drawn = tuple(out_dir / view.path for views in figures.values() for view in views)
     paths = {language: out_dir / f"report.{language}.md" for language in LANGUAGES}
     for language, path in paths.items():
         atomic_write(path, texts[language].encode())
-    drawn = tuple(out_dir / view.path for views in figures.values() for view in views)
-    return ReportPaths(paths["zh"], paths["en"], drawn, lint_report(texts["zh"], texts["en"], context, glossary))
+    page = out_dir / "report.html"
+    atomic_write(page, html_page(texts, drawn, glossary).encode())
+    faults = lint_report(texts["zh"], texts["en"], context, glossary)
+    return ReportPaths(paths["zh"], paths["en"], page, drawn, faults)
 
 
 def lint_report(chinese: str, english: str, context: Mapping[str, object], glossary: Glossary) -> tuple[str, ...]:
@@ -124,7 +129,7 @@ def lint_report(chinese: str, english: str, context: Mapping[str, object], gloss
 
 def _structural_texts() -> Iterator[str]:
     """Digits that the lint of the templates lets pass: the templates themselves and the glossary."""
-    for path in sorted(TEMPLATES.iterdir()):
+    for path in sorted(path for path in TEMPLATES.iterdir() if path.is_file()):
         yield path.read_text(encoding="utf-8")
 
 
