@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from touchstone.records import Scalar, WorkloadSpec
 
+AT = "@"  # between the id of a test and the name of a point of its sweep
 INSTRUMENT_TEST = "0.1"  # placebo and control: part of every run that holds a paired test
 EQUIVALENCE_MARGIN = 0.05  # "the same" means a ratio from 1 / 1.05 to 1.05
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -42,11 +44,15 @@ class Arm:
     """One setting under test; `options` are engine options by name.
 
     `extra_output` asks for this share of output tokens more than the workload says: the known effect of a control.
+    `num_gpus` is how many devices the arm takes, 0 .. num_gpus - 1; where the machine has fewer, the arm is not
+    measured. `requests_per_gpu` lets the work grow with them, by profile; None takes the workload's own number.
     """
 
     name: str
     options: Mapping[str, Scalar] = field(default_factory=dict)
     extra_output: float = 0.0
+    num_gpus: int = 1
+    requests_per_gpu: Mapping[Profile, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,63 @@ class Bilingual:
     zh: str
 
 
+class Law(StrEnum):
+    """What stays the same when devices are added: all of the work, or the work of each device."""
+
+    STRONG = "strong"
+    WEAK = "weak"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Arms that differ in their number of devices alone, and the baseline's arm that they are held against."""
+
+    id: str
+    name: Bilingual
+    arms: tuple[str, ...]
+    baseline_arm: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a test's speed-up is made: the one test that its denominator comes from, the metric, and the series.
+
+    Each series gives the result fields `<n>gpu_throughput` and `<n>gpu_efficiency`; all but the first with
+    `_<id of the series>` after it.
+    """
+
+    law: Law
+    series: tuple[Series, ...]
+    baseline_test: str = "3.1"
+    metric: str = "e2e_throughput"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value on an axis: what is asked for there in place of the test's own workload.
+
+    `name` ends the id of the point, as in `2.1@hit-25`, and is part of file names. `engine_options` come in addition to
+    the test's own. A profile without a workload leaves the point out.
+    """
+
+    name: str
+    workload: Mapping[Profile, WorkloadSpec]
+    engine_options: Mapping[Profile, Mapping[str, Scalar]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A sweep: the test's comparison made again at several values of one quantity.
+
+    `id` is a key of `touchstone.coordinates.COORDINATES`, which reads from a planned test where it lies on the axis,
+    the test itself included. `measures` are what the points report.
+    """
+
+    id: str
+    measures: tuple[Measure, ...]
+    points: tuple[Point, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """One test of the user's plan as data.
@@ -81,6 +144,9 @@ class Experiment:
 
     In paired blocks the first arm is the baseline and every other one a treatment; `margins` says within which ratio
     they count as equivalent. `repeat_last` lets each process end with its last run once more, outside all metrics.
+    `scaling` holds the arms against one device of another test, whose prompts they then share. Each point of `sweep`
+    becomes an experiment of its own, with the id `<plan_id>@<name of the point>` and its `axis`.
+    `steady` says that what is measured barely varies, so that fewer processes show it.
     """
 
     plan_id: str
@@ -96,18 +162,65 @@ class Experiment:
     engine_options: Mapping[Profile, Mapping[str, Scalar]] = field(default_factory=dict)
     margins: Mapping[Profile, float] = field(default_factory=lambda: dict.fromkeys(Profile, EQUIVALENCE_MARGIN))
     repeat_last: bool = False
+    scaling: Scaling | None = None
+    steady: bool = False
+    sweep: tuple[Axis, ...] = ()
+    axis: str | None = None
 
 
 def load_experiments(folder: Path = BENCH) -> tuple[Experiment, ...]:
-    """Load every bench file's EXPERIMENT, ordered by the plan's numbers; ExperimentError names what is wrong."""
+    """Load every bench file's EXPERIMENT, ordered by the plan's numbers, each followed by the points of its sweep.
+
+    ExperimentError names what is wrong.
+    """
     paths = sorted(folder.glob("*.py"))
     if not paths:
         raise ExperimentError(f"{folder} holds no bench files; run from a clone of the repository")
-    experiments = sorted((_load(path) for path in paths), key=lambda experiment: experiment.plan_id)
+    declared = sorted((_load(path) for path in paths), key=lambda experiment: experiment.plan_id)
+    experiments = [each for experiment in declared for each in (experiment, *points_of(experiment))]
     ids = [experiment.plan_id for experiment in experiments]
     if twice := sorted({plan_id for plan_id in ids if ids.count(plan_id) > 1}):
         raise ExperimentError(f"{folder}: test {', '.join(twice)} is declared by more than one bench file")
     return tuple(experiments)
+
+
+def family_of(test_id: str) -> str:
+    """Name the test of the plan that a test or a point of its sweep belongs to: "2.1" for "2.1@hit-25"."""
+    return test_id.partition(AT)[0]
+
+
+def is_point(test_id: str) -> bool:
+    """Tell whether an id is that of a point of a sweep."""
+    return AT in test_id
+
+
+def points_of(experiment: Experiment) -> tuple[Experiment, ...]:
+    """Make an experiment of each point of the sweep: the same comparison under another workload or other options."""
+    return tuple(_at(experiment, axis, point) for axis in experiment.sweep for point in axis.points)
+
+
+def _at(experiment: Experiment, axis: Axis, point: Point) -> Experiment:
+    if _POINT_NAME.fullmatch(point.name) is None:
+        raise ExperimentError(
+            f"test {experiment.plan_id}: a point is named {point.name!r}; use lower-case words and numbers joined by -"
+        )
+    options = {
+        profile: {**experiment.engine_options.get(profile, {}), **point.engine_options.get(profile, {})}
+        for profile in point.workload
+    }
+    return replace(
+        experiment,
+        plan_id=f"{experiment.plan_id}{AT}{point.name}",
+        title=Bilingual(f"{experiment.title.en}, {point.name}", f"{experiment.title.zh}，{point.name}"),
+        workload=point.workload,
+        measures=axis.measures,
+        engine_options=options,
+        sweep=(),
+        axis=axis.id,
+    )
+
+
+_POINT_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
 def _load(path: Path) -> Experiment:

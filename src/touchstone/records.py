@@ -112,6 +112,8 @@ class StepTrace(Record):
     launched_ns: int
     end_ns: int
     device_ns: int | None
+    communication_ns: int | None = Field(default=None, description="device time of the step's collectives")
+    rank: int = Field(default=0, description="data-parallel replica that made the step; replicas overlap in time")
 
 
 class Trace(Record):
@@ -177,12 +179,20 @@ class Telemetry(Record):
     gpus: tuple[GpuTelemetry, ...]
 
 
+class DeviceMemory(Record):
+    """One of several devices of an engine."""
+
+    device: str
+    kv_pool_bytes: int
+    total_peak_bytes: int = Field(description="the device's own total")
+
+
 class MemoryParts(Record):
     """Where the bytes are, device memory on a GPU and resident memory of the process without one.
 
     `weights + kv_pool + activations_peak + cuda_graphs + context_and_other + residual == device_total_peak`.
     `context_and_other` is measured before the engine exists; `residual` is what remains unexplained, and may be
-    negative.
+    negative. The parts are sums over all devices of the engine; `devices` holds what is told of each.
     """
 
     device: str
@@ -196,6 +206,7 @@ class MemoryParts(Record):
     device_total_peak_bytes: int
     residual_bytes: int | None
     method: str = Field(description="how each part was obtained, one sentence")
+    devices: tuple[DeviceMemory, ...] = Field(default=(), description="one entry a device where there are several")
 
 
 # --- the plan of a run, made and hashed before anything is measured -------------------------------------------------
@@ -212,8 +223,9 @@ class WorkloadSpec(Record):
     """A seeded synthetic workload; see `touchstone.workload` for how requests follow from it.
 
     Concurrency None means that all requests are submitted at once (or at their arrival times); 1 means one after the
-    other. `request_rate_per_s` draws Poisson arrivals. `shared_fraction` of the requests begin with one common prefix
-    of `prefix_fraction` of their length.
+    other. `request_rate_per_s` draws Poisson arrivals; `load` does so at a share of the rate at which the baseline arm
+    serves the same requests all at once, measured in the same process. `shared_fraction` of the requests begin with one
+    common prefix of `prefix_fraction` of their length.
     """
 
     num_requests: int = Field(ge=1)
@@ -221,6 +233,7 @@ class WorkloadSpec(Record):
     output_tokens: Lengths
     concurrency: int | None = None
     request_rate_per_s: float | None = None
+    load: float | None = None
     shared_fraction: float = Field(default=0.0, ge=0, le=1)
     prefix_fraction: float = Field(default=0.0, ge=0, le=1)
     temperature: float = 0.0
@@ -234,6 +247,18 @@ class ArmSpec(Record):
     extra_output: float = Field(
         default=0.0, ge=0, description="share of output tokens asked for beyond the workload's; only in the control"
     )
+    num_gpus: int = Field(default=1, ge=1, description="devices that the arm takes, 0 .. num_gpus - 1")
+    num_requests: int | None = Field(
+        default=None, ge=1, description="requests of this arm where they are not the workload's number"
+    )
+
+
+class AbsentArm(Record):
+    """An arm that this machine or this engine cannot run, with the reason."""
+
+    arm: ArmSpec
+    reason: str
+    reason_zh: str
 
 
 class ModelSpec(Record):
@@ -246,11 +271,15 @@ class ModelSpec(Record):
 
 
 class UnitPlan(Record):
-    """One fresh process: which test, which arms in which order, how many timed repetitions, with which seed."""
+    """What one fresh process does for one test: which arms in which order, how many timed repetitions, which seed.
+
+    Units of one `shared_process`, a test and the points of its sweep, are measured by one process, one after the other.
+    """
 
     unit_id: str
     test_id: str
     process: int
+    shared_process: str | None = None
     arm_order: tuple[str, ...] = Field(description="one timed run an entry, repeated `num_repetitions` times")
     num_warmups: int
     num_repetitions: int
@@ -271,6 +300,9 @@ class PlannedTest(Record):
     engine_options: dict[str, Scalar] = Field(default={}, description="options that all arms of this test share")
     margin: float | None = Field(default=None, description="ratio - 1 within which paired arms count as equivalent")
     repeat_last: bool = Field(default=False, description="whether each process ends with its last run once more")
+    axis: str | None = Field(default=None, description="of a point: the quantity that its sweep varies")
+    absent_arms: tuple[AbsentArm, ...] = Field(default=(), description="declared arms that are not run")
+    prompts_of: str | None = Field(default=None, description="test whose seeds, and so prompts, this one shares")
 
 
 class NotMeasured(Record):
@@ -307,13 +339,27 @@ class RunPlan(Record):
 # --- ledger bodies --------------------------------------------------------------------------------------------------
 
 
+class GraphCapture(Record):
+    """What the capture of an engine's CUDA graphs cost, once, before its first request."""
+
+    num_graphs: int
+    capture_s: float
+    capture_bytes: int = Field(description="device memory that they keep, the driver's own included")
+
+
 class EngineFacts(Record):
-    """The engine as it said of itself inside the process that measured."""
+    """The engine as it said of itself inside the process that measured.
+
+    `shares_at_admission` promises that a request finds every whole block of the prompts admitted before it, those of
+    its own step included; None where the engine does not say from when on blocks can be found.
+    """
 
     name: str
     version: str
     settings: dict[str, Scalar]
     model: dict[str, Scalar] = Field(description="architecture, parameters, weight bytes, layers, heads, dtype, ...")
+    graphs: GraphCapture | None = None
+    shares_at_admission: bool | None = None
 
 
 class Measurement(Record):
@@ -329,11 +375,18 @@ class Measurement(Record):
     trace_sha256: Sha256 = Field(description="hash of the uncompressed canonical JSON; file traces/<hash>.json.gz")
     memory: MemoryParts | None
     canary: Canary | None = None
+    other_canaries: tuple[Canary, ...] = Field(
+        default=(), description="of the devices after the first where the arm takes several, in order of their index"
+    )
     telemetry: Telemetry | None = None
+    request_rate_per_s: float | None = Field(
+        default=None, description="the arrival rate that a load came to in this process; None without a load"
+    )
+    graphs: GraphCapture | None = Field(default=None, description="what the arm's CUDA graphs cost; None without them")
 
 
 class Attempt(Record):
-    """One process that was started for a unit, whatever came of it."""
+    """What came of a unit in one process. `startup_s` is None where engines of a unit before were used again."""
 
     unit_id: str
     test_id: str
@@ -522,11 +575,30 @@ class MetricStatistics(Record):
     roofline: Roofline | None = None
 
 
+class Payback(Record):
+    """After how many decode tokens the capture of CUDA graphs is earned back, from one pair of costs a block.
+
+    `tokens` solves mean(capture) = tokens x mean(seconds saved a token). The interval is Fieller's: all numbers of
+    tokens that the blocks do not contradict. An end that is None is infinite; `tokens` None means never.
+    """
+
+    captures_s: tuple[float, ...] = Field(description="seconds that the capture took, one value a block")
+    saved_s: tuple[float, ...] = Field(description="seconds saved a decode token, one value a block")
+    capture_bytes: int = Field(description="device memory that the graphs keep, median over the blocks")
+    num_graphs: int
+    tokens: float | None
+    low: float | None
+    high: float | None
+    level: float
+    verdict: Literal["EARNED BACK", "NEVER", "UNDECIDED"]
+
+
 class Effect(Record):
     """The effect of a switch, from paired blocks: the ratio treatment / baseline of a metric.
 
-    `p_holm` adjusts the t tests of all effects of a test; `p_sign_flip` is exact and stands by itself. The verdict is
-    VOID, with the reason in `void`, where the run's placebo or control failed; what was computed stays beside it.
+    `p_holm` adjusts the t tests of all effects of a test and of the points of its sweeps; `p_sign_flip` is exact and
+    stands by itself. The verdict is VOID, with the reason in `void`, where the run's placebo or control failed; what
+    was computed stays beside it.
     """
 
     metric: str
@@ -567,6 +639,53 @@ class TelemetrySummary(Record):
     energy_j: float | None
     slowdown_s: dict[str, float] | None
     other_gpu_processes: int | None
+
+
+class ScalingPoint(Record):
+    """One arm of a scaling series against the one-device baseline.
+
+    `speedup` is the geometric mean of the arm's process scores over that of the baseline's, with Welch's interval on
+    logarithms; `efficiency` is the speed-up over the number of devices. Where the arm gives no number, `reason` says
+    why, and nothing stands in its place.
+    """
+
+    test_id: str = Field(description="the test whose runs these are: the baseline's own for one device")
+    arm: str
+    num_gpus: int
+    num_requests: int | None
+    throughput: float | None = Field(description="median of the arm's process scores")
+    speedup: float | None
+    speedup_interval: Interval | None
+    efficiency: float | None
+    efficiency_interval: Interval | None
+    serial_fraction: float | None = Field(description="what the law gives for this point alone")
+    reason: str | None
+    reason_zh: str | None
+
+
+class ScalingFit(Record):
+    """One serial fraction for all measured points of a series, by least squares in closed form.
+
+    Amdahl (strong scaling): 1 / S = s + (1 - s) / p; Gustafson (weak scaling): S = p - s (p - 1).
+    """
+
+    law: Literal["Amdahl", "Gustafson"]
+    serial_fraction: float
+    num_gpus: tuple[int, ...] = Field(description="the points that were fitted")
+    fitted: tuple[float, ...] = Field(description="the law's speed-up at each of them")
+    residuals: tuple[float, ...] = Field(description="measured / fitted speed-up - 1 at each of them")
+
+
+class ScalingSeries(Record):
+    """Arms that differ in their number of devices alone, the baseline first."""
+
+    id: str
+    name: str
+    name_zh: str
+    law: Literal["strong", "weak"]
+    metric: str
+    points: tuple[ScalingPoint, ...]
+    fit: ScalingFit | None = Field(description="None where fewer than two points with several devices were measured")
 
 
 class Check(Record):
@@ -619,7 +738,9 @@ class Result(Record):
     zh: Prose
     statistics: tuple[MetricStatistics, ...]
     effects: tuple[Effect, ...]
+    scaling: tuple[ScalingSeries, ...] = ()
     checks: tuple[Check, ...]
     evidence: Evidence | None
     canary: CanarySummary | None = None
     telemetry: TelemetrySummary | None = None
+    payback: Payback | None = None

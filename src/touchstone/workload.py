@@ -9,6 +9,7 @@ integers are made from it by `floor(low + u * (high - low + 1))`. The draws are 
 3. For request 0, 1, ...: its own ids, uniform over the vocabulary. A sharing request of L ids begins with the first
    `prefix_length(spec, L)` ids of the common prefix; the other ids are its own.
 4. With a request rate: request 0 arrives at 0, each later one an exponential gap after the one before (Poisson).
+   A load is such a rate, known once the process has measured what it is a share of (`at_rate`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from touchstone.records import Lengths, WorkloadSpec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from touchstone.records import ArmSpec
 
 Item = TypeVar("Item")
 
@@ -61,11 +63,41 @@ def fixed(
     )
 
 
+def ranged(
+    num_requests: int, input_tokens: tuple[int, int], output_tokens: tuple[int, int], *, load: float | None = None
+) -> WorkloadSpec:
+    """Describe greedy requests of lengths between low and high; a load lets them arrive over time."""
+    return WorkloadSpec(
+        num_requests=num_requests,
+        input_tokens=Lengths(low=input_tokens[0], high=input_tokens[1]),
+        output_tokens=Lengths(low=output_tokens[0], high=output_tokens[1]),
+        load=load,
+    )
+
+
 def with_extra_output(spec: WorkloadSpec, share: float) -> WorkloadSpec:
     """Ask for so many more output tokens, rounded to whole ones; the prompts that are drawn stay the same."""
     lengths = spec.output_tokens
     longer = Lengths(low=round(lengths.low * (1 + share)), high=round(lengths.high * (1 + share)))
     return spec.model_copy(update={"output_tokens": longer})
+
+
+def of_arm(spec: WorkloadSpec, arm: ArmSpec) -> WorkloadSpec:
+    """Say what one arm of a test is asked for: its own number of requests where it has one, and its extra output."""
+    num_requests = spec.num_requests if arm.num_requests is None else arm.num_requests
+    return with_extra_output(spec.model_copy(update={"num_requests": num_requests}), arm.extra_output)
+
+
+def all_at_once(spec: WorkloadSpec) -> WorkloadSpec:
+    """Let the requests of a load arrive together: what its rate is a share of."""
+    return spec.model_copy(update={"load": None})
+
+
+def at_rate(spec: WorkloadSpec, request_rate_per_s: float | None) -> WorkloadSpec:
+    """Turn a load into the rate that it came to; without a rate the workload stays as it is."""
+    if request_rate_per_s is None:
+        return spec
+    return spec.model_copy(update={"load": None, "request_rate_per_s": request_rate_per_s})
 
 
 def num_sharing(spec: WorkloadSpec) -> int:
@@ -112,6 +144,8 @@ def _check(spec: WorkloadSpec, vocabulary_size: int) -> None:
         raise WorkloadError(
             f"request_rate_per_s is {spec.request_rate_per_s}; use a positive rate, or None for at once"
         )
+    if spec.load is not None:
+        raise WorkloadError(f"load is {spec.load}, a share of a rate that is yet to be measured; give the rate")
     if spec.concurrency is not None and spec.concurrency < 1:
         raise WorkloadError(f"concurrency is {spec.concurrency}; use at least 1, or None for no bound")
     if spec.concurrency is not None and spec.request_rate_per_s is not None:

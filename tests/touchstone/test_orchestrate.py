@@ -22,7 +22,7 @@ from touchstone.running.orchestrate import (
     resume,
     start,
 )
-from touchstone.running.worker import WorkerRequest, timed_seed
+from touchstone.running.worker import WorkerRequest, WorkerRequests, timed_seed
 from touchstone.trace import load_trace
 
 HERE = Path(__file__).parent
@@ -277,7 +277,8 @@ def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
         parent_pid=1,
     )
     command = [sys.executable, "-m", "touchstone.running.worker"]
-    ended = subprocess.run(command, input=request.model_dump_json(), text=True, check=False, timeout=60)
+    requests = WorkerRequests(requests=(request,))
+    ended = subprocess.run(command, input=requests.model_dump_json(), text=True, check=False, timeout=60)
     assert ended.returncode == 1
     assert not (tmp_path / "result.json").exists()
 

@@ -14,7 +14,7 @@ from nanoinfer.version import VERSION
 from touchstone.clock import timed_region
 from touchstone.engines.base import Capabilities, EngineError
 from touchstone.engines.live_bytes import LiveBytes
-from touchstone.records import EngineFacts, MemoryParts, RequestTrace, StepTrace, Trace
+from touchstone.records import EngineFacts, GraphCapture, MemoryParts, RequestTrace, StepTrace, Trace
 from touchstone.trace import outputs_sha256, tokens_sha256
 
 if TYPE_CHECKING:
@@ -78,7 +78,14 @@ class NanoinferEngine:
             "max_model_len": llm.max_model_len,
             "torch_threads": torch.get_num_threads(),
         }
-        return EngineFacts(name="nanoinfer", version=VERSION, settings=settings, model=model)
+        return EngineFacts(
+            name="nanoinfer",
+            version=VERSION,
+            settings=settings,
+            model=model,
+            graphs=None if llm.cuda_graphs is None else GraphCapture(**asdict(llm.cuda_graphs)),
+            shares_at_admission=True,
+        )
 
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Trace:
         """Run the requests to their end and tell what happened."""

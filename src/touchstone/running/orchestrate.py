@@ -30,11 +30,11 @@ from touchstone.records import (
     UnitPlan,
 )
 from touchstone.running.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
-from touchstone.running.worker import WorkerRequest, WorkerResult
+from touchstone.running.worker import WorkerRequest, WorkerRequests, WorkerResult
 from touchstone.validity import readings_of, why_canary_invalid, why_telemetry_invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import FrameType
 
@@ -65,12 +65,18 @@ class Progress(Protocol):
 
 
 class Pending(Record):
-    """The process under way, kept beside the ledger so that an attempt that dies with the run is not forgotten."""
+    """A unit under way, kept beside the ledger so that an attempt that dies with the run is not forgotten."""
 
     unit_id: str
     test_id: str
     attempt: int
     started_at: str
+
+
+class UnderWay(Record):
+    """The units of the process under way; those whose attempt is in the ledger already are done."""
+
+    units: tuple[Pending, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +110,12 @@ def resume(run: Run) -> Ledger:
         plan, environment = _plan_and_environment(ledger)
         _refuse_differences(run, plan, environment)
         details = [] if ledger.torn_file is None else [f"a torn last line was moved to {ledger.torn_file.name}"]
-        if (pending := _read_pending(run.directory)) is not None:
-            details.append(f"{pending.unit_id} was under way when the run was killed")
-            if not _is_recorded(ledger, pending):
-                ledger.append(EntryKind.ATTEMPT, _lost_attempt(pending, run))
+        if (under_way := _read_pending(run.directory)) is not None:
+            names = ", ".join(pending.unit_id for pending in under_way.units)
+            details.append(f"{names} was under way when the run was killed")
+            for pending in under_way.units:
+                if not _is_recorded(ledger, pending):
+                    ledger.append(EntryKind.ATTEMPT, _lost_attempt(pending, run))
             _pending_path(run.directory).unlink()
         if details or remaining(run.plan, ledger):
             ledger.append(EntryKind.EVENT, RunEvent(event="resumed", at=utc_now(), detail="; ".join(details) or None))
@@ -155,9 +163,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004  a line of a terminal
 
 
-def _read_pending(directory: Path) -> Pending | None:
+def _read_pending(directory: Path) -> UnderWay | None:
     try:
-        return Pending.model_validate_json(_pending_path(directory).read_bytes())
+        return UnderWay.model_validate_json(_pending_path(directory).read_bytes())
     except FileNotFoundError:
         return None
 
@@ -230,9 +238,8 @@ def execute(run: Run, ledger: Ledger, progress: Progress) -> None:
         return
     with Interrupts().caught() as interrupts:
         try:
-            for unit in remaining(run.plan, ledger):
-                while not _is_settled(unit, ledger):
-                    _attempt(unit, run, ledger, progress, interrupts)
+            while left := remaining(run.plan, ledger):
+                _attempt(_of_one_process(left), run, ledger, progress, interrupts)
         except KeyboardInterrupt:
             ledger.append(EntryKind.EVENT, RunEvent(event="interrupted", at=utc_now(), detail=None))
             raise
@@ -241,28 +248,43 @@ def execute(run: Run, ledger: Ledger, progress: Progress) -> None:
     ledger.append(EntryKind.EVENT, RunEvent(event="finished", at=utc_now(), detail=detail))
 
 
-def _attempt(unit: UnitPlan, run: Run, ledger: Ledger, progress: Progress, interrupts: Interrupts) -> None:
-    """Run one process for a unit and write down what came of it, also when the user interrupts it."""
-    number = len(_attempts(ledger, unit.unit_id)) + 1
-    pending = Pending(unit_id=unit.unit_id, test_id=unit.test_id, attempt=number, started_at=utc_now())
-    atomic_write(_pending_path(run.directory), canonical_json(pending))
-    progress.begin(unit, number)
+def _of_one_process(left: Sequence[UnitPlan]) -> tuple[UnitPlan, ...]:
+    """Take the next unit, and the others of its process that are left, in the planned order."""
+    shared = left[0].shared_process
+    return (left[0],) if shared is None else tuple(unit for unit in left if unit.shared_process == shared)
+
+
+def _attempt(units: Sequence[UnitPlan], run: Run, ledger: Ledger, progress: Progress, interrupts: Interrupts) -> None:
+    """Run one process for its units and write down what came of each, also when the user interrupts it."""
+    numbers = {unit.unit_id: len(_attempts(ledger, unit.unit_id)) + 1 for unit in units}
+    under_way = tuple(
+        Pending(unit_id=unit.unit_id, test_id=unit.test_id, attempt=numbers[unit.unit_id], started_at=utc_now())
+        for unit in units
+    )
+    atomic_write(_pending_path(run.directory), canonical_json(UnderWay(units=under_way)))
+    for unit in units:
+        progress.begin(unit, numbers[unit.unit_id])
     begin_ns = now_ns()
     interrupt: KeyboardInterrupt | None = None
-    outcome: WorkerResult | CodeMetrics
+    outcomes: Sequence[WorkerResult | CodeMetrics]
     try:
-        if unit.test_id == CODE_TEST:
-            outcome = _measure_code(run, number, interrupts)
+        if units[0].test_id == CODE_TEST:
+            outcomes = [_measure_code(run, numbers[units[0].unit_id], interrupts)]
         else:
-            outcome = _measure(unit, run, number, interrupts)
+            outcomes = _measure(units, numbers, run, interrupts)
     except KeyboardInterrupt as error:
-        interrupt, outcome = error, _failure(INTERRUPTED)
-    if isinstance(outcome, WorkerResult):
-        outcome = _judged_by_machine(outcome, run.plan, ledger)
-    _record(outcome, pending, run, ledger)
+        interrupt, outcomes = error, [_failure(INTERRUPTED)] * len(units)
+    judged = [
+        _judged_by_machine(outcome, run.plan, ledger) if isinstance(outcome, WorkerResult) else outcome
+        for outcome in outcomes
+    ]
+    for pending, outcome in zip(under_way, judged, strict=True):
+        _record(outcome, pending, run, ledger)
     _pending_path(run.directory).unlink()
-    reason = outcome.reason if isinstance(outcome, WorkerResult) else None
-    progress.end(unit, reason, seconds_since(begin_ns), final=_is_settled(unit, ledger))
+    seconds = seconds_since(begin_ns) / len(units)
+    for unit, outcome in zip(units, judged, strict=True):
+        reason = outcome.reason if isinstance(outcome, WorkerResult) else None
+        progress.end(unit, reason, seconds, final=_is_settled(unit, ledger))
     if interrupt is not None:
         raise interrupt
 
@@ -308,16 +330,24 @@ def _failure(reason: str) -> WorkerResult:
     return WorkerResult(engine=None, startup_s=None, measurements=(), reason=reason[:_REASON_CHARACTERS])
 
 
-def _measure(unit: UnitPlan, run: Run, number: int, interrupts: Interrupts) -> WorkerResult:
-    """Start the worker for a unit and read its result."""
-    test = next(test for test in run.plan.tests if test.test_id == unit.test_id)
-    result_file = run.directory / f".result-{unit.unit_id}-{number}.json"
-    request = _worker_request(unit, test, run, result_file)
+def _measure(
+    units: Sequence[UnitPlan], numbers: Mapping[str, int], run: Run, interrupts: Interrupts
+) -> list[WorkerResult]:
+    """Start the worker for the units of one process and read its results."""
+    tests = {test.test_id: test for test in run.plan.tests}
+    files = [run.directory / f".result-{unit.unit_id}-{numbers[unit.unit_id]}.json" for unit in units]
+    requests = [_worker_request(unit, tests[unit.test_id], run, file) for unit, file in zip(units, files, strict=True)]
     command = [sys.executable, "-m", "touchstone.running.worker"]
-    timeout_s = unit_timeout_s(run.plan)
-    log = _log_path(run, unit.unit_id, number)
-    status = run_process(command, canonical_json(request), log, timeout_s, _worker_environment(run.plan), interrupts)
-    return _read_result(result_file, status, log, timeout_s)
+    timeout_s = unit_timeout_s(run.plan) * len(units)
+    log = _log_path(run, units[0].unit_id, numbers[units[0].unit_id])
+    stdin = canonical_json(WorkerRequests(requests=tuple(requests)))
+    try:
+        status = run_process(command, stdin, log, timeout_s, _worker_environment(run.plan), interrupts)
+    except KeyboardInterrupt:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+    return [_read_result(file, status, log, timeout_s) for file in files]
 
 
 def _read_result(result_file: Path, status: int | None, log: Path, timeout_s: float) -> WorkerResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from random import Random
 from types import MappingProxyType
@@ -10,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.environment import usable_memory_bytes, usable_threads
-from touchstone.experiment import INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile
-from touchstone.records import SCHEMA_VERSION, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile, family_of
+from touchstone.records import SCHEMA_VERSION, AbsentArm, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
 from touchstone.running.models import TINY_SOURCE
 from touchstone.validity import canary_limit
-from touchstone.workload import derive_seed, shuffled, with_extra_output
+from touchstone.workload import derive_seed, of_arm, shuffled, with_extra_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from touchstone.engines.base import Capabilities
+    from touchstone.experiment import Arm
     from touchstone.records import Environment, Hardware, WorkloadSpec
     from touchstone.running.models import ChosenModel
 
@@ -46,31 +48,43 @@ class Layout:
 # and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards. A
 # smoke block goes through its order three times, because its runs last a third of a second, beside neighbours that
 # come and go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
-_REPEATED, _PAIRED, _MEMORY, _INSTRUMENT = "repeated", "paired", "memory", "instrument"
+# Scaling has a dozen arms of several GPUs each, and starting them takes most of the time: three processes an arm, held
+# against the six of the one-GPU baseline by an interval for unequal samples.
+# A point of a sweep is one block a process, on engines that the test itself or the point before has warmed up already.
+_REPEATED, _PAIRED, _STEADY, _INSTRUMENT, _SCALING = "repeated", "paired", "steady", "instrument", "scaling"
+_POINT = "point"
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=3, warmups=1),
-        (Profile.SMOKE, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.SMOKE, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=8, warmups=1),
+        (Profile.SMOKE, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.SMOKE, _POINT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.QUICK, _REPEATED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _PAIRED): Layout(processes=3, repetitions=1, warmups=1),
-        (Profile.QUICK, _MEMORY): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _INSTRUMENT): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _POINT): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=2),
         (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=2),
-        (Profile.PAPER, _MEMORY): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.PAPER, _STEADY): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=3, warmups=1),
+        (Profile.PAPER, _POINT): Layout(processes=6, repetitions=1, warmups=1),
     }
 )
 UNIT_TIMEOUT_S: Mapping[Profile, int] = MappingProxyType({Profile.SMOKE: 300, Profile.QUICK: 900, Profile.PAPER: 1800})
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
 
-# Rough machine speeds for the time estimate that `--dry-run` shows; no result is made from them.
-_STARTUP_S = {"cpu": 4.0, "cuda": 25.0}
-_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
-_STEP_S = {"cpu": 0.004, "cuda": 0.008}
+# Rough speeds of a laptop's processor and of an H200-class GPU, for the time estimate that `--dry-run` shows; no result
+# is made from them.
+_PROCESS_S = {"cpu": 3.5, "cuda": 4.5}
+_ENGINE_S = {"cpu": 0.5, "cuda": 2.0}
+_FLOPS_PER_S = {"cpu": 2e10, "cuda": 2e14}
+_STEP_S = {"cpu": 0.004, "cuda": 0.004}
 _CODE_METRICS_S = 10.0
 
 _KV_GRANULE_TOKENS = 64  # a request's KV space is rounded up to this, the least common multiple of usual block sizes
@@ -123,13 +137,6 @@ REQUIREMENTS: Mapping[str, Requirement] = MappingProxyType(
         "memory parts": Requirement(
             lambda have: have.capabilities.reports_memory_parts, _unreported("its memory parts", "各部分内存")
         ),
-        "workload per GPU": Requirement(
-            lambda _: False,
-            lambda _: Bilingual(
-                "not implemented yet: a workload that grows with the number of GPUs",
-                "尚未实现：随 GPU 数增长的工作负载",
-            ),
-        ),
     }
 )
 
@@ -153,18 +160,23 @@ def make_plan(
     model: ChosenModel,
     capabilities: Capabilities,
 ) -> RunPlan:
-    """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind."""
+    """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind.
+
+    A point of a sweep that has no workload in the profile is no part of the plan.
+    """
     _check_request(request, experiments)
     request = _with_instrument(request, experiments)
     facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities)
     planned: list[tuple[PlannedTest, Design]] = []
     not_measured: list[NotMeasured] = []
-    for experiment in experiments:
+    in_profile = [each for each in experiments if each.axis is None or request.profile in each.workload]
+    for experiment in in_profile:
         reason = _why_not(experiment, request, facilities)
         if reason is not None:
             not_measured.append(NotMeasured(test_id=experiment.plan_id, reason=reason.en, reason_zh=reason.zh))
         else:
-            test = _plan_test(experiment, request, environment.hardware, model.config, capabilities)
+            family = _on_the_same_engines(experiment, in_profile, request.profile)
+            test = _plan_test(experiment, family, request, environment.hardware, model.config, facilities)
             planned.append((test, experiment.design))
     if _selected(CODE_TEST, request):
         planned.append((_plan_code_test(), Design.REPEATED))
@@ -213,7 +225,23 @@ def _with_instrument(request: RunRequest, experiments: Sequence[Experiment]) -> 
 
 
 def _selected(test_id: str, request: RunRequest) -> bool:
-    return not request.only or test_id in request.only
+    """Tell whether a test is wanted; whoever names a test names the points of its sweep with it."""
+    return not request.only or test_id in request.only or family_of(test_id) in request.only
+
+
+def _on_the_same_engines(
+    experiment: Experiment, experiments: Sequence[Experiment], profile: Profile
+) -> tuple[Experiment, ...]:
+    """Find what can be measured on the engines of an experiment, itself included: its test's and points' like options.
+
+    What the choice of tests leaves out counts, so that a point has the same engines whether its test is run or not.
+    """
+    return tuple(
+        other
+        for other in experiments
+        if family_of(other.plan_id) == family_of(experiment.plan_id)
+        and other.engine_options.get(profile, {}) == experiment.engine_options.get(profile, {})
+    )
 
 
 def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities) -> Bilingual | None:
@@ -223,12 +251,30 @@ def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities
     for name, requirement in REQUIREMENTS.items():
         if name in experiment.requires and not requirement.is_met(facilities):
             return requirement.reason(facilities)
-    needed = {name for arm in experiment.arms for name in arm.options}
-    needed |= set(experiment.engine_options.get(request.profile, {}))
-    if missing := sorted(needed - facilities.capabilities.options):
-        names = ", ".join(missing)
-        return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
-    return None
+    shared = set(experiment.engine_options.get(request.profile, {}))
+    if (reason := _why_no_option(shared, facilities)) is not None:
+        return reason
+    reasons = [_why_no_arm(arm, facilities) for arm in experiment.arms]
+    lacking = next((reason for reason in reasons if reason is not None), None)
+    return lacking if experiment.design is Design.PAIRED_BLOCKS or None not in reasons else None
+
+
+def _why_no_arm(arm: Arm, facilities: Facilities) -> Bilingual | None:
+    """Say why an arm is not run, None when it is: too few GPUs, or an engine without its options."""
+    if arm.num_gpus > max(facilities.num_gpus, 1):
+        count = facilities.num_gpus
+        return Bilingual(
+            f"{arm.num_gpus} GPUs are needed, this machine has {count}",
+            f"需要 {arm.num_gpus} 张 GPU，本机有 {count} 张",
+        )
+    return _why_no_option(set(arm.options), facilities)
+
+
+def _why_no_option(needed: set[str], facilities: Facilities) -> Bilingual | None:
+    if not (missing := sorted(needed - facilities.capabilities.options)):
+        return None
+    names = ", ".join(missing)
+    return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
 
 
 # --- how often, with which options ----------------------------------------------------------------------------------
@@ -238,44 +284,102 @@ def layout_of(experiment: Experiment, profile: Profile) -> Layout:
     """Look up how often a test is measured in a profile."""
     if experiment.plan_id == INSTRUMENT_TEST:
         return LAYOUTS[profile, _INSTRUMENT]
+    if experiment.scaling is not None:
+        return LAYOUTS[profile, _SCALING]
+    if experiment.axis is not None:
+        return LAYOUTS[profile, _POINT]
     kind = _PAIRED if experiment.design is Design.PAIRED_BLOCKS else _REPEATED
-    return LAYOUTS[profile, _MEMORY if experiment.measure_memory else kind]
+    return LAYOUTS[profile, _STEADY if experiment.steady else kind]
 
 
 def _plan_test(
     experiment: Experiment,
+    family: Sequence[Experiment],
     request: RunRequest,
     hardware: Hardware,
     config: Mapping[str, Any],
-    capabilities: Capabilities,
+    facilities: Facilities,
 ) -> PlannedTest:
     workload = experiment.workload[request.profile]
-    longest = with_extra_output(workload, max(arm.extra_output for arm in experiment.arms))
+    arms, absent = _arms(experiment, request.profile, facilities)
     layout = layout_of(experiment, request.profile)
-    engines = len(experiment.arms) if experiment.design is Design.PAIRED_BLOCKS else 1
+    paired = experiment.design is Design.PAIRED_BLOCKS
     shared = dict(experiment.engine_options.get(request.profile, {}))
-    sized: dict[str, Scalar] = {
-        "kv_cache_bytes": _kv_cache_bytes(longest, request, hardware, config, engines, shared.get("max_num_seqs")),
-        "max_model_len": longest.input_tokens.high + longest.output_tokens.high,
-    }
-    shared |= {name: value for name, value in sized.items() if name in capabilities.options and name not in shared}
-    runs = layout.warmups * engines + layout.repetitions * (2 * engines if engines > 1 else 1)
-    processes = layout.processes * (len(experiment.arms) if engines == 1 else 1)
+    sized = _sizes(family, request, hardware, config, len(arms) if paired else 1)
+    options = facilities.capabilities.options
+    shared |= {name: value for name, value in sized.items() if name in options and name not in shared}
     return PlannedTest(
         test_id=experiment.plan_id,
         engine=request.engine,
-        arms=tuple(
-            ArmSpec(name=arm.name, options=dict(arm.options), extra_output=arm.extra_output) for arm in experiment.arms
-        ),
+        arms=arms,
         workload=workload,
         num_processes=layout.processes,
         num_repetitions=layout.repetitions,
         num_warmups=layout.warmups,
-        estimated_s=round(processes * _estimate_s(workload, request.device, config, runs), 1),
+        estimated_s=round(
+            layout.processes
+            * (
+                _start_s(experiment, family, request, len(arms), paired=paired)
+                + _runs_s(workload, arms, layout, request, config, paired=paired)
+            ),
+            1,
+        ),
         engine_options=shared,
-        margin=experiment.margins[request.profile] if experiment.design is Design.PAIRED_BLOCKS else None,
+        margin=experiment.margins[request.profile] if paired else None,
         repeat_last=experiment.repeat_last,
+        absent_arms=absent,
+        prompts_of=experiment.scaling.baseline_test if experiment.scaling is not None else None,
+        axis=experiment.axis,
     )
+
+
+def _sizes(
+    family: Sequence[Experiment], request: RunRequest, hardware: Hardware, config: Mapping[str, Any], engines: int
+) -> dict[str, Scalar]:
+    """Size KV pool and model length for the largest workload that these engines will see, of every arm."""
+    longest = [
+        with_extra_output(
+            each.workload[request.profile].model_copy(
+                update={"num_requests": _most_requests_per_gpu(each, request.profile)}
+            ),
+            max(arm.extra_output for arm in each.arms),
+        )
+        for each in family
+    ]
+    running = [each.engine_options.get(request.profile, {}).get("max_num_seqs") for each in family]
+    pools = [
+        _kv_cache_bytes(workload, request, hardware, config, engines, most)
+        for workload, most in zip(longest, running, strict=True)
+    ]
+    lengths = [workload.input_tokens.high + workload.output_tokens.high for workload in longest]
+    return {"kv_cache_bytes": max(pools), "max_model_len": max(lengths)}
+
+
+def _arms(
+    experiment: Experiment, profile: Profile, facilities: Facilities
+) -> tuple[tuple[ArmSpec, ...], tuple[AbsentArm, ...]]:
+    """Part the declared arms into those that are run and those that cannot be, with the reason."""
+    specs = [(_arm_spec(arm, profile), _why_no_arm(arm, facilities)) for arm in experiment.arms]
+    present = tuple(spec for spec, reason in specs if reason is None)
+    absent = (AbsentArm(arm=spec, reason=why.en, reason_zh=why.zh) for spec, why in specs if why is not None)
+    return present, tuple(absent)
+
+
+def _arm_spec(arm: Arm, profile: Profile) -> ArmSpec:
+    return ArmSpec(
+        name=arm.name,
+        options=dict(arm.options),
+        extra_output=arm.extra_output,
+        num_gpus=arm.num_gpus,
+        num_requests=None if arm.requests_per_gpu is None else arm.requests_per_gpu[profile] * arm.num_gpus,
+    )
+
+
+def _most_requests_per_gpu(experiment: Experiment, profile: Profile) -> int:
+    """Most requests that one device has to hold, so that every device of every arm gets the same KV pool."""
+    own = (arm.requests_per_gpu for arm in experiment.arms)
+    workload = experiment.workload[profile].num_requests
+    return max(workload if requests is None else requests[profile] for requests in own)
 
 
 def _plan_code_test() -> PlannedTest:
@@ -347,14 +451,48 @@ def _head_dim(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def _estimate_s(workload: WorkloadSpec, device: str, config: Mapping[str, Any], runs: int) -> float:
-    """Guess the seconds of one process: starting up, then arithmetic and steps of its runs."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
+def _start_s(
+    experiment: Experiment, family: Sequence[Experiment], request: RunRequest, arms: int, *, paired: bool
+) -> float:
+    """Guess the seconds until the engines of a test are ready: one process, or one for each arm, and its engines.
+
+    A point shares the process of its test, and the engines too where they are the same.
+    """
+    kind = _kind(request.device)
+    if experiment.axis is None:
+        return arms * _ENGINE_S[kind] + (1 if paired else arms) * _PROCESS_S[kind]
+    return 0.0 if family[0].axis is None else arms * _ENGINE_S[kind]
+
+
+def _runs_s(
+    workload: WorkloadSpec,
+    arms: Sequence[ArmSpec],
+    layout: Layout,
+    request: RunRequest,
+    config: Mapping[str, Any],
+    *,
+    paired: bool,
+) -> float:
+    """Guess the seconds of the runs of one process of a paired test, or of one for each arm of any other."""
+    kind = _kind(request.device)
+    timed = (2 if paired else 1) * layout.repetitions
+    whole = [_run_s(of_arm(workload, arm), kind, config) for arm in arms]
+    if workload.load is None:
+        return (layout.warmups + timed) * sum(whole)
+    return layout.warmups * sum(whole) + whole[0] + timed * sum(whole) * max(1.0, 1 / workload.load)
+
+
+def _kind(device: str) -> str:
+    return "cuda" if device.startswith("cuda") else "cpu"
+
+
+def _run_s(workload: WorkloadSpec, kind: str, config: Mapping[str, Any]) -> float:
+    """Guess the seconds of one run: arithmetic and steps."""
     inputs = (workload.input_tokens.low + workload.input_tokens.high) / 2
     outputs = (workload.output_tokens.low + workload.output_tokens.high) / 2
     flops = 2 * num_parameters(config) * workload.num_requests * (inputs + outputs)
     steps = outputs * (workload.num_requests if workload.concurrency == 1 else 1)
-    return _STARTUP_S[kind] + runs * (flops / _FLOPS_PER_S[kind] + steps * _STEP_S[kind])
+    return flops / _FLOPS_PER_S[kind] + steps * _STEP_S[kind]
 
 
 # --- in which order -------------------------------------------------------------------------------------------------
@@ -365,23 +503,47 @@ def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tu
 
     A drift of the machine then falls on all tests alike, and none is measured all at the beginning or the end.
     """
-    units = [list(_units_of(test, design, seed)) for test, design in planned]
+    members = Counter(family_of(test.test_id) for test, _ in planned)
+    units = [
+        unit
+        for test, design in planned
+        for unit in _units_of(test, design, seed, shares=members[family_of(test.test_id)] > 1)
+    ]
+    engines = {test.test_id: canonical_json(test.engine_options) for test, _ in planned}
     ordered: list[UnitPlan] = []
     for process in range(max((test.num_processes for test, _ in planned), default=0)):
-        in_round = [unit for row in units for unit in row if unit.process == process]
-        ordered += shuffled(Random(derive_seed(seed, "order", process)), in_round)
+        started: dict[str, list[UnitPlan]] = {}
+        for unit in units:
+            if unit.process == process:
+                started.setdefault(unit.shared_process or unit.unit_id, []).append(unit)
+        random = Random(derive_seed(seed, "order", process))
+        for name in shuffled(random, list(started)):
+            ordered += _in_one_process(random, started[name], engines)
     return tuple(ordered)
 
 
-def _units_of(test: PlannedTest, design: Design, seed: int) -> Iterator[UnitPlan]:
-    """One unit a process; a process of a paired test holds a whole block, of any other test one arm."""
+def _in_one_process(random: Random, units: Sequence[UnitPlan], engines: Mapping[str, bytes]) -> Iterator[UnitPlan]:
+    """Order a test and its points by chance, but those on the same engines one after the other."""
+    groups: dict[bytes, list[UnitPlan]] = {}
+    for unit in units:
+        groups.setdefault(engines[unit.test_id], []).append(unit)
+    for group in shuffled(random, list(groups.values())):
+        yield from shuffled(random, group)
+
+
+def _units_of(test: PlannedTest, design: Design, seed: int, *, shares: bool) -> Iterator[UnitPlan]:
+    """One unit a process; a process of a paired test holds a whole block, of any other test one arm.
+
+    A test that shares its processes leaves them to a block of itself and of each point of its sweep.
+    """
     for process in range(test.num_processes):
-        unit_seed = derive_seed(seed, test.test_id, process)
+        unit_seed = derive_seed(seed, test.prompts_of or test.test_id, process)
         for name, arm_order in _arm_orders(test, design, unit_seed):
             yield UnitPlan(
                 unit_id=f"{test.test_id}-{name}{process}",
                 test_id=test.test_id,
                 process=process,
+                shared_process=f"{family_of(test.test_id)}-{name}{process}" if shares else None,
                 arm_order=arm_order,
                 num_warmups=test.num_warmups,
                 num_repetitions=test.num_repetitions,

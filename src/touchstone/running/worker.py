@@ -1,18 +1,20 @@
 """One fresh process: build the engine(s), warm up with other prompts, time the runs, hand everything back by file.
 
-Started by the orchestrator as `python -m touchstone.running.worker`, with the request on its standard input.
+Started by the orchestrator as `python -m touchstone.running.worker`, with the requests on its standard input: one a
+unit, as a rule a single one. The units of a test and of the points of its sweep follow each other in one process, on
+the same engines as long as they ask for the same settings.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
 import traceback
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from touchstone.canonical import atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
@@ -21,7 +23,7 @@ from touchstone.engines.registry import build_engine
 from touchstone.records import ArmSpec, Canary, EngineFacts, Measurement, Record, Scalar, UnitPlan, WorkloadSpec
 from touchstone.telemetry import TelemetrySampler
 from touchstone.trace import store_trace, what_is_wrong
-from touchstone.workload import build, derive_seed, with_extra_output
+from touchstone.workload import all_at_once, at_rate, build, derive_seed, of_arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     from touchstone.engines.base import Engine, GenerationRequest
 
 _PR_SET_PDEATHSIG = 1
+_NS_PER_S = 1e9
 
 
 class WorkerRequest(Record):
-    """All that a worker is told. `options` are shared by the arms; `parent_pid` is who waits for it."""
+    """All that a worker is told about a unit. `options` are shared by the arms; `parent_pid` is who waits for it."""
 
     unit: UnitPlan
     engine: str
@@ -52,6 +55,12 @@ class WorkerRequest(Record):
     parent_pid: int
 
 
+class WorkerRequests(Record):
+    """The units of one process, in their order."""
+
+    requests: tuple[WorkerRequest, ...]
+
+
 class WorkerResult(Record):
     """What a worker hands back. `reason` says why its runs are not valid; None when they are."""
 
@@ -63,37 +72,74 @@ class WorkerResult(Record):
 
 
 def main() -> None:
-    """Read the request, do the work, write the result; an error becomes the result's reason and status 1."""
-    request = WorkerRequest.model_validate_json(sys.stdin.buffer.read())
-    _die_with(request.parent_pid)
+    """Do the work of each request and write its result; an error becomes the result's reason."""
+    requests = WorkerRequests.model_validate_json(sys.stdin.buffer.read()).requests
+    _die_with(requests[0].parent_pid)
+    with Engines() as engines:
+        canary = _canary(requests[0])  # before the engines, whose memory is measured
+        for request in requests:
+            _work(request, engines, canary)
+
+
+def _work(request: WorkerRequest, engines: Engines, canary: MachineCanary | None) -> None:
     try:
-        result = run_unit(request)
+        result = run_unit(request, engines, canary)
     except Exception as error:  # noqa: BLE001  whatever an engine raises makes this attempt invalid, with its reason
         traceback.print_exc()
+        engines.close()  # what raised is not trusted with the next unit
         reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
         result = WorkerResult(engine=None, startup_s=None, measurements=(), reason=reason)
     atomic_write(Path(request.result_file), canonical_json(result))
-    sys.exit(0 if result.reason is None else 1)
 
 
-def run_unit(request: WorkerRequest) -> WorkerResult:
+def run_unit(request: WorkerRequest, engines: Engines, canary: MachineCanary | None) -> WorkerResult:
     """Build one engine for each arm of the unit, warm up, and time the runs in the planned order."""
-    with ExitStack() as stack:
-        canary = _canary(request)  # before the engines, whose memory is measured
-        begin_ns = now_ns()
-        engines: dict[str, Engine] = {}
-        for arm in request.arms:
-            engines[arm.name] = build_engine(_spec(request, arm))
-            stack.callback(engines[arm.name].close)
-        startup_s = seconds_since(begin_ns)
-        _warm_up(request, engines)
-        bench = _Bench(request, engines, canary)
-        measurements = tuple(bench.time(*planned) for planned in schedule(request.unit))
-        repeated = bench.time_again(measurements[-1]) if request.repeat_last else None
-        facts = _facts({name: engine.facts() for name, engine in engines.items()})
+    by_arm, startup_s = engines.of(request)
+    _warm_up(request, by_arm)
+    _settle_garbage()
+    bench = _Bench(request, by_arm, canary)
+    measurements = tuple(bench.time(*planned) for planned in schedule(request.unit))
+    repeated = bench.time_again(measurements[-1]) if request.repeat_last else None
     return WorkerResult(
-        engine=facts, startup_s=startup_s, measurements=measurements, reason=bench.reason, repeated=repeated
+        engine=_facts(bench.facts),
+        startup_s=startup_s,
+        measurements=measurements,
+        reason=bench.reason,
+        repeated=repeated,
     )
+
+
+class Engines:
+    """The engines of the process by arm: kept while the next unit wants the same ones, else closed before its own."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, EngineSpec] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def of(self, request: WorkerRequest) -> tuple[dict[str, Engine], float | None]:
+        """Return the engines of a unit, and the seconds that building them took; None where they were there."""
+        specs = {arm.name: _spec(request, arm) for arm in request.arms}
+        if specs == self._specs:
+            return self._engines, None
+        self.close()
+        begin_ns = now_ns()
+        for name, spec in specs.items():
+            self._engines[name] = build_engine(spec)
+        self._specs = specs
+        return self._engines, seconds_since(begin_ns)
+
+    def close(self) -> None:
+        """Release every engine, the last one first."""
+        engines, self._engines, self._specs = self._engines, {}, {}
+        gc.unfreeze()
+        for engine in reversed(engines.values()):
+            engine.close()
 
 
 def timed_seed(unit: UnitPlan, pair: int) -> int:
@@ -120,20 +166,48 @@ def _spec(request: WorkerRequest, arm: ArmSpec) -> EngineSpec:
 
 
 def _warm_up(request: WorkerRequest, engines: Mapping[str, Engine]) -> None:
-    """Run the workload at full size on prompts that are never timed, so that no prefix of theirs helps later."""
+    """Run the workload at full size on prompts that are never timed, so that no prefix of theirs helps later.
+
+    A load warms up all at once, which is the shortest way through the same work.
+    """
     for index in range(request.unit.num_warmups):
         for arm, engine in engines.items():
-            prompts = _prompts(request, arm, engine, derive_seed(request.unit.seed, "warm-up", index))
+            seed = derive_seed(request.unit.seed, "warm-up", index)
+            prompts = _prompts(request, all_at_once(request.workload), arm, engine, seed)
             engine.generate(prompts, concurrency=request.workload.concurrency)
 
 
-def _prompts(request: WorkerRequest, arm: str, engine: Engine, seed: int) -> list[GenerationRequest]:
-    extra = next(spec.extra_output for spec in request.arms if spec.name == arm)
-    return build(with_extra_output(request.workload, extra), engine.vocabulary_size, seed)
+def _settle_garbage() -> None:
+    """Keep what lives for good out of later collections: going through a million objects takes a tenth of a second.
+
+    It would fall into whichever timed run happens to set it off, so every engine gets the same settled heap.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _request_rate(request: WorkerRequest, engines: Mapping[str, Engine]) -> float | None:
+    """Measure what a load is a share of, and return the arrival rate that it comes to; None without a load.
+
+    It is the rate at which the baseline's engine, warm by now, serves prompts of the same law all at once.
+    """
+    load, baseline = request.workload.load, request.arms[0].name
+    if load is None:
+        return None
+    seed = derive_seed(request.unit.seed, "full load")
+    prompts = _prompts(request, all_at_once(request.workload), baseline, engines[baseline], seed)
+    return load * len(prompts) / (engines[baseline].generate(prompts).duration_ns / _NS_PER_S)
+
+
+def _prompts(
+    request: WorkerRequest, workload: WorkloadSpec, arm: str, engine: Engine, seed: int
+) -> list[GenerationRequest]:
+    spec = next(spec for spec in request.arms if spec.name == arm)
+    return build(of_arm(workload, spec), engine.vocabulary_size, seed)
 
 
 class _Bench:
-    """Times single runs, each between two canary readings and under telemetry.
+    """Times single runs, each between two canary readings and under telemetry. `facts` are what the engines say.
 
     `reason` says why the first run that was not the work asked for was not; None while all were.
     """
@@ -142,11 +216,15 @@ class _Bench:
         self.reason: str | None = None
         self._request, self._engines, self._canary = request, engines, canary
         self._gpus = _gpu_uuids(request.device)
+        self._rate = _request_rate(request, engines)
+        self._workload = at_rate(request.workload, self._rate)
+        self.facts = {name: engine.facts() for name, engine in engines.items()}
 
     def time(self, position: int, pair: int, arm: str) -> Measurement:
         """Run an arm once on the prompts of its pair and store the trace."""
         request, engine, seed = self._request, self._engines[arm], timed_seed(self._request.unit, pair)
-        prompts = _prompts(request, arm, engine, seed)
+        prompts = _prompts(request, self._workload, arm, engine, seed)
+        gc.collect()  # what the run before left behind is not this run's to sweep up
         started_at = utc_now()
         before = self._canary and self._canary.read()
         with TelemetrySampler(self._gpus) as telemetry:
@@ -166,6 +244,8 @@ class _Bench:
             memory=engine.memory() if request.measure_memory else None,
             canary=Canary(before=before, after=after) if before and after else None,
             telemetry=telemetry.result,
+            request_rate_per_s=self._rate,
+            graphs=self.facts[arm].graphs,
         )
 
     def time_again(self, last: Measurement) -> Measurement:
@@ -204,7 +284,8 @@ def _facts(of_arms: Mapping[str, EngineFacts]) -> EngineFacts:
             settings[name] = first.settings[name]
         else:
             settings |= {f"{arm}.{name}": value for arm, value in values.items()}
-    return first.model_copy(update={"settings": settings})
+    same_graphs = len({facts.graphs for facts in of_arms.values()}) == 1
+    return first.model_copy(update={"settings": settings} | ({} if same_graphs else {"graphs": None}))
 
 
 def _die_with(parent_pid: int) -> None:
