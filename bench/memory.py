@@ -39,4 +39,5 @@ EXPERIMENT = Experiment(
         Measure("residual_memory"),
     ),
     measure_memory=True,
+    steady=True,
 )

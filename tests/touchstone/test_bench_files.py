@@ -56,8 +56,32 @@ def test_the_placebo_differs_in_nothing_and_the_control_in_a_tenth_of_the_output
     assert (baseline.extra_output, placebo.extra_output, control.extra_output) == (0, 0, 0.1)
 
 
-def test_scaling_tests_share_the_workload_of_their_baseline():
-    assert EXPERIMENTS["3.1"].workload == EXPERIMENTS["3.2"].workload
+def test_strong_scaling_shares_the_workload_of_its_baseline_and_weak_scaling_its_requests_a_gpu():
+    baseline = EXPERIMENTS["3.1"]
+    assert baseline.workload == EXPERIMENTS["3.2"].workload
+    for profile in Profile:
+        weak = EXPERIMENTS["3.3"].workload[profile]
+        assert (weak.input_tokens, weak.output_tokens) == (
+            baseline.workload[profile].input_tokens,
+            baseline.workload[profile].output_tokens,
+        )
+
+
+@pytest.mark.parametrize("test_id", ["3.2", "3.3"])
+def test_a_series_names_arms_in_the_order_of_their_gpus_and_an_arm_of_the_baseline_with_the_same_work(test_id):
+    experiment, baseline = EXPERIMENTS[test_id], EXPERIMENTS["3.1"]
+    arms = {arm.name: arm for arm in experiment.arms}
+    assert sorted(name for series in experiment.scaling.series for name in series.arms) == sorted(arms)
+    for series in experiment.scaling.series:
+        counts = [arms[name].num_gpus for name in series.arms]
+        assert counts == sorted(set(counts))
+        one = next(arm for arm in baseline.arms if arm.name == series.baseline_arm)
+        for name, profile in ((name, profile) for name in series.arms for profile in Profile):
+            mine = arms[name].requests_per_gpu
+            theirs = one.requests_per_gpu
+            wanted = baseline.workload[profile].num_requests if theirs is None else theirs[profile]
+            given = experiment.workload[profile].num_requests if mine is None else mine[profile]
+            assert given == wanted
 
 
 def write(folder, name, text):

@@ -89,6 +89,8 @@ FACTS = RunFacts(
         ("context_memory", 0.5),
         ("residual_memory", 0.0),
         ("total_peak_memory", 6.5),
+        ("kv_cache_per_device", 3.0),
+        ("peak_memory_per_device", 6.5),
     ],
 )
 def test_metric_equals_the_value_worked_out_by_hand(metric, expected):
@@ -209,6 +211,38 @@ def test_device_time_missing_in_one_step_makes_the_idle_share_not_available():
 def test_memory_is_not_available_where_it_was_not_measured():
     assert "not measured" in reason("model_weight_memory", RunFacts(FACTS.trace))
     reason("activation_memory", RunFacts(FACTS.trace, make_memory(activations_peak_bytes=None)))
+
+
+def test_of_several_devices_the_smallest_pool_and_the_fullest_device_are_told():
+    devices = [
+        {"device": f"cuda:{rank}", "kv_pool_bytes": pool * 10**9, "total_peak_bytes": peak * 10**9}
+        for rank, pool, peak in ((0, 2, 9), (1, 1, 4))
+    ]
+    facts = RunFacts(FACTS.trace, make_memory(devices=devices))
+    assert value("kv_cache_per_device", facts) == 1.0
+    assert value("peak_memory_per_device", facts) == 9.0
+
+
+def test_the_share_of_collectives_is_told_only_where_every_step_tells_it():
+    steps = [
+        step.model_copy(update={"device_ns": 8 * MS, "communication_ns": 2 * MS}) for step in FACTS.trace.steps or ()
+    ]
+    told = FACTS.trace.model_copy(update={"steps": tuple(steps)})
+    assert value("communication_share", RunFacts(told)) == 25.0
+    steps[0] = steps[0].model_copy(update={"communication_ns": None})
+    silent = FACTS.trace.model_copy(update={"steps": tuple(steps)})
+    assert "collectives" in reason("communication_share", RunFacts(silent))
+
+
+def test_replicas_that_work_at_the_same_time_share_the_clock():
+    """Two replicas make the same steps side by side: twice the tokens in the same time."""
+    steps = FACTS.trace.steps or ()
+    doubled = FACTS.trace.model_copy(
+        update={"steps": (*steps, *(step.model_copy(update={"rank": 1}) for step in steps))}
+    )
+    for metric in ("prefill_throughput", "decode_throughput"):
+        assert value(metric, RunFacts(doubled)) == pytest.approx(2 * value(metric, RunFacts(FACTS.trace)))
+    assert value("decode_step_time", RunFacts(doubled)) == value("decode_step_time", RunFacts(FACTS.trace))
 
 
 def test_pool_size_in_the_settings_goes_before_the_memory_parts():

@@ -330,10 +330,12 @@ _STEP_TIME = Bilingual(
 
 def _steps_exceed(run: Run) -> Finding:
     trace = run.facts.trace
-    total = samples.total_attributed_ns(samples.attribute_time(trace.steps or ()))
+    total = samples.elapsed_ns(trace, samples.attribute_time(trace.steps or ()))
     if total <= trace.duration_ns:
         return None
-    return Bilingual(f"{total} ns of steps in {trace.duration_ns} ns", f"{trace.duration_ns} ns 内有 {total} ns 的步")
+    return Bilingual(
+        f"{total:.0f} ns of steps in {trace.duration_ns} ns", f"{trace.duration_ns} ns 内有 {total:.0f} ns 的步"
+    )
 
 
 _STEP_TOKENS = Bilingual(
@@ -385,12 +387,13 @@ def _rate_too_high(run: Run) -> Finding:
 
 def _rates_by_kind(trace: Trace) -> dict[str, float]:
     """Tokens per second of attributed time for each kind of step; infinite where the steps took no time."""
+    replicas = samples.num_replicas(trace)
     totals: dict[str, tuple[int, int]] = {}
     for timed in samples.attribute_time(trace.steps or ()):
         tokens, time = totals.get(timed.step.kind, (0, 0))
         computed = timed.step.prefill_tokens + timed.step.decode_tokens
         totals[timed.step.kind] = (tokens + computed, time + timed.attributed_ns)
-    return {kind: tokens / time * NS_PER_S if time else math.inf for kind, (tokens, time) in totals.items()}
+    return {kind: replicas * tokens / time * NS_PER_S if time else math.inf for kind, (tokens, time) in totals.items()}
 
 
 _MEMORY = Bilingual(

@@ -118,7 +118,7 @@ def step_rate(kind: str, facts: RunFacts) -> Measured:
         return steps
     prefill = kind == "prefill"
     tokens = sum(timed.step.prefill_tokens if prefill else timed.step.decode_tokens for timed in steps)
-    seconds = samples.total_attributed_ns(steps) / NS_PER_S
+    seconds = samples.elapsed_ns(facts.trace, steps) / NS_PER_S
     if seconds == 0:
         return NotAvailable(Bilingual(f"the {kind} steps took no measurable time", "这些步的耗时低于时钟分辨率"))
     unit = Unit.PREFILL_TOKENS_PER_S if prefill else Unit.DECODE_TOKENS_PER_S
@@ -216,6 +216,23 @@ def device_idle_share(facts: RunFacts) -> Measured:
     return Quantity(100 * (1 - sum(device) / total), Unit.PERCENT, len(steps), terms)
 
 
+def communication_share(facts: RunFacts) -> Measured:
+    """Share of the device's step time that its collectives take, in per cent, over all steps."""
+    steps = facts.trace.steps or ()
+    told = [(step.communication_ns, step.device_ns) for step in steps]
+    known = [(part, whole) for part, whole in told if part is not None and whole is not None]
+    total = sum(whole for _, whole in known)
+    if len(known) < len(steps) or total == 0:
+        return NO_COMMUNICATION
+    part = sum(part for part, _ in known)
+    terms = {r"\sum k_j": part / NS_PER_MS, r"\sum g_j": total / NS_PER_MS}
+    return Quantity(100 * part / total, Unit.PERCENT, len(known), terms)
+
+
+NO_COMMUNICATION = NotAvailable(
+    Bilingual("the engine does not report the time of its collectives", "该引擎不报告集合通信的耗时")
+)
+
 # --- cache and scheduling -------------------------------------------------------------------------------------------
 
 NO_CACHED_TOKENS = NotAvailable(
@@ -281,6 +298,16 @@ def pool_blocks(facts: RunFacts) -> int | None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 NO_MEMORY = NotAvailable(Bilingual("memory parts were not measured in this run", "本次运行没有测量各部分内存"))
+
+
+def kv_pool_per_device(parts: MemoryParts) -> int:
+    """Bytes of KV pool that every device has, the least of them where they differ."""
+    return min((device.kv_pool_bytes for device in parts.devices), default=parts.kv_pool_bytes)
+
+
+def peak_per_device(parts: MemoryParts) -> int:
+    """Bytes at the peak of the fullest device."""
+    return max((device.total_peak_bytes for device in parts.devices), default=parts.device_total_peak_bytes)
 
 
 def memory_part(part: Callable[[MemoryParts], int | None], facts: RunFacts) -> Measured:

@@ -228,6 +228,27 @@ _MEMORY_METRICS = (
     ),
 )
 
+_MEMORY_PER_DEVICE = (
+    _memory_metric(
+        "kv_cache_per_device",
+        Bilingual("KV cache pool of each device", "每个设备的 KV 缓存池内存"),
+        Bilingual(
+            "bytes of the pool on the device with the smallest one, allocated in advance",
+            "各设备中最小的、预先分配的 KV 缓存池字节数",
+        ),
+        formulas.kv_pool_per_device,
+    ),
+    _memory_metric(
+        "peak_memory_per_device",
+        Bilingual("total at the peak of the fullest device", "占用最多的设备的总峰值内存"),
+        Bilingual(
+            "the device's own total, the largest over the devices of the engine",
+            "设备自身统计的总量，取引擎各设备中的最大值",
+        ),
+        formulas.peak_per_device,
+    ),
+)
+
 # --- the dictionary -------------------------------------------------------------------------------------------------
 
 _WINDOW = Bilingual(
@@ -376,6 +397,18 @@ _RUN_METRICS = (
         formulas.device_idle_share,
     ),
     MetricDefinition(
+        "communication_share",
+        Unit.PERCENT,
+        Bilingual("share of the device's time in collectives", "集合通信占设备时间的比例"),
+        r"100 \cdot \frac{\sum k_j}{\sum g_j}",
+        Bilingual(
+            "device events around the collectives, over the device time of all steps",
+            "集合通信前后的设备事件计时，除以全部步的设备时间",
+        ),
+        Better.LOWER,
+        formulas.communication_share,
+    ),
+    MetricDefinition(
         "cache_hit_rate",
         Unit.PERCENT,
         Bilingual("prefix cache hit rate", "前缀缓存命中率"),
@@ -452,6 +485,7 @@ DICTIONARY: Mapping[str, MetricDefinition] = MappingProxyType(
             *(metric for definition in SAMPLES.values() for metric in _sample_metrics(definition)),
             *_RUN_METRICS,
             *_MEMORY_METRICS,
+            *_MEMORY_PER_DEVICE,
         )
     }
 )

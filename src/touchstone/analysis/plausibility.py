@@ -138,7 +138,7 @@ def device_time_outside(run: Run) -> Finding:
     """Catch timing without synchronization: the host's clock stops while the device still works."""
     trace = run.facts.trace
     timed = [(step, step.device_ns) for step in trace.steps or () if step.device_ns is not None]
-    total = sum(device for _, device in timed)
+    total = sum(device for _, device in timed) / samples.num_replicas(trace)
     for index, (step, device) in enumerate(timed):
         wall = step.end_ns - step.begin_ns
         if device > wall * EVENT_SHARE + EVENT_NS:
@@ -149,7 +149,8 @@ def device_time_outside(run: Run) -> Finding:
     if total <= trace.duration_ns * EVENT_SHARE:
         return None
     return Bilingual(
-        f"{total} ns on the device in {trace.duration_ns} ns", f"{trace.duration_ns} ns 内设备工作了 {total} ns"
+        f"{total:.0f} ns on the device in {trace.duration_ns} ns",
+        f"{trace.duration_ns} ns 内设备工作了 {total:.0f} ns",
     )
 
 

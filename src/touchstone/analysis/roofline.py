@@ -192,7 +192,7 @@ def _whole(trace: Trace) -> float | None:
 def _of_kind(kind: str) -> Callable[[Trace], float | None]:
     def seconds(trace: Trace) -> float | None:
         steps = samples.steps_of_kind(trace, kind)
-        return None if isinstance(steps, NotAvailable) else samples.total_attributed_ns(steps) / NS_PER_S
+        return None if isinstance(steps, NotAvailable) else samples.elapsed_ns(trace, steps) / NS_PER_S
 
     return seconds
 

@@ -104,14 +104,20 @@ def attribute_time(steps: Sequence[StepTrace]) -> tuple[TimedStep, ...]:
             |<--- t_1 --->|<-- t_2 --->|
 
     so that the sum is the length of the union of the intervals: never more than the window, and without idle gaps.
+    The steps of each data-parallel replica are attributed by themselves, since replicas do work at the same time.
     """
-    latest: int | None = None
+    latest: dict[int, int] = {}
     timed = []
     for step in sorted(steps, key=lambda step: (step.begin_ns, step.end_ns)):
-        start = step.begin_ns if latest is None else max(step.begin_ns, latest)
+        start = max(step.begin_ns, latest.get(step.rank, step.begin_ns))
         timed.append(TimedStep(step, max(0, step.end_ns - start)))
-        latest = step.end_ns if latest is None else max(latest, step.end_ns)
+        latest[step.rank] = max(step.end_ns, latest.get(step.rank, step.end_ns))
     return tuple(timed)
+
+
+def num_replicas(trace: Trace) -> int:
+    """Count the data-parallel replicas whose steps the trace holds, at least 1."""
+    return max(1, len({step.rank for step in trace.steps or ()}))
 
 
 def steps_of_kind(trace: Trace, kind: str) -> tuple[TimedStep, ...] | NotAvailable:
@@ -129,6 +135,11 @@ def steps_of_kind(trace: Trace, kind: str) -> tuple[TimedStep, ...] | NotAvailab
 def total_attributed_ns(steps: Iterable[TimedStep]) -> int:
     """Sum of the times that belong to these steps alone."""
     return sum(timed.attributed_ns for timed in steps)
+
+
+def elapsed_ns(trace: Trace, steps: Iterable[TimedStep]) -> float:
+    """Time that these steps of a trace took on the clock: replicas that work at the same time share it."""
+    return total_attributed_ns(steps) / num_replicas(trace)
 
 
 def _scheduled(trace: Trace) -> tuple[int, ...] | NotAvailable:

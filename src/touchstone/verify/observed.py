@@ -37,8 +37,10 @@ class Steps:
     prefill: Integers
     decode: Integers
     host: Integers
+    replicas: int
     own: Integers
     device: Integers | None
+    communication: Integers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +122,22 @@ def _steps(steps: list[Json]) -> Steps:
     begin, end = (_column([step[name] for step in steps]) for name in ("begin_ns", "end_ns"))
     order = np.lexsort((end, begin))
     begin, end = begin[order], end[order]
-    busy_until = np.concatenate((begin[:1], np.maximum.accumulate(end)[:-1]))
+    rank = _column([step.get("rank", 0) for step in steps])[order]
+    busy_until = begin.copy()
+    for own in (np.flatnonzero(rank == one) for one in np.unique(rank)):
+        busy_until[own[1:]] = np.maximum.accumulate(end[own])[:-1]
     launched = _column([step["launched_ns"] for step in steps])[order]
     device = _told(steps, "device_ns")
+    communication = _told([{"communication_ns": None} | step for step in steps], "communication_ns")
     return Steps(
         kind=np.array([step["kind"] for step in steps], dtype=np.str_)[order],
         prefill=_column([step["prefill_tokens"] for step in steps])[order],
         decode=_column([step["decode_tokens"] for step in steps])[order],
         host=launched - begin,
+        replicas=max(1, len(np.unique(rank))),
         own=np.maximum(0, end - np.maximum(begin, busy_until)),
         device=None if device is None else device[order],
+        communication=None if communication is None else communication[order],
     )
 
 
@@ -242,7 +250,7 @@ def _step_rate(run: Observation, kind: str) -> Value | None:
         return None
     steps, chosen = found
     counted, symbol = (steps.prefill, r"\sum p_j") if kind == "prefill" else (steps.decode, r"\sum d_j")
-    tokens, seconds = int(counted[chosen].sum()), int(steps.own[chosen].sum()) / 1e9
+    tokens, seconds = int(counted[chosen].sum()), int(steps.own[chosen].sum()) / steps.replicas / 1e9
     return None if seconds == 0 else Value(tokens / seconds, None, {symbol: tokens, r"\sum t_j": seconds})
 
 
@@ -268,6 +276,23 @@ def _idle(run: Observation) -> Value | None:
     busy = int(steps.device[chosen].sum())
     terms = {r"\sum g_j": busy / 1e6, r"\sum t_j": total / 1e6}
     return Value(100 - 100 * busy / total, int(chosen.sum()), terms)
+
+
+def _communication(run: Observation) -> Value | None:
+    """Device time of the collectives over device time of all steps; the whole of it must be told."""
+    steps = run.steps
+    if steps is None or steps.device is None or steps.communication is None or not steps.device.sum():
+        return None
+    spent, whole = int(steps.communication.sum()), int(steps.device.sum())
+    return Value(spent / whole * 100, len(steps.device), {r"\sum k_j": spent / 1e6, r"\sum g_j": whole / 1e6})
+
+
+def _of_devices(run: Observation, part: str, pick: Callable[[list[int]], int], alone: str) -> Value | None:
+    """One number out of those of the engine's devices; an engine of one device tells its total alone."""
+    if run.memory is None:
+        return None
+    size = pick([device[part] for device in run.memory.get("devices") or [{part: run.memory[alone]}]])
+    return Value(size / 1e9, None, {"M": size})
 
 
 def _hit_rate(run: Observation) -> Value | None:
@@ -334,6 +359,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "cpu_overhead": Metric("ms", lambda run: _per_step(run, "decode", r"\sum (l_j - b_j)", lambda s: s.host, 1e6)),
     "device_idle_share": Metric("%", _idle),
+    "communication_share": Metric("%", _communication),
     "cache_hit_rate": Metric("%", _hit_rate, counted=True),
     "prompt_tokens_computed": Metric(
         "tokens", lambda run: _count(None if run.steps is None else int(run.steps.prefill.sum())), counted=True
@@ -352,6 +378,10 @@ METRICS: Mapping[str, Metric] = {
     "context_memory": _memory_metric("context_and_other_bytes"),
     "residual_memory": _memory_metric("residual_bytes"),
     "total_peak_memory": _memory_metric("device_total_peak_bytes"),
+    "kv_cache_per_device": Metric("GB", lambda run: _of_devices(run, "kv_pool_bytes", min, "kv_pool_bytes")),
+    "peak_memory_per_device": Metric(
+        "GB", lambda run: _of_devices(run, "total_peak_bytes", max, "device_total_peak_bytes")
+    ),
 }
 
 # Number made from a ratio r of treatment to baseline: the metric compared, the unit, and how.
