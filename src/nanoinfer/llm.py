@@ -193,7 +193,7 @@ class LLM:
         if self._live_tokenizer is None:
             name = self.config.tokenizer
             folder = self._folder if name is None else resolve_folder(name, revision=None, with_weights=False)
-            self._live_tokenizer = Tokenizer(folder)
+            self._live_tokenizer = Tokenizer(folder, vocab_size=self.vocab_size)
         return self._live_tokenizer
 
     def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT_ROPE_THETA = 10_000.0
+LARGEST_SIZE = 2**31 - 1  # sizes are indices of tensors in 32 bits on the device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ class ModelConfig:
         if not path.is_file():
             raise ConfigError(f"{folder} holds no config.json; give a model folder as transformers saves it")
         generation = folder / "generation_config.json"
-        return cls.from_dict(_read_json(path), _read_json(generation) if generation.is_file() else {})
+        return cls.from_dict(read_json_object(path), read_json_object(generation) if generation.is_file() else {})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -109,27 +111,30 @@ class ModelConfig:
             num_heads=num_heads,
             num_kv_heads=_positive(raw, "num_key_value_heads", default=num_heads),
             head_dim=_head_dim(raw, num_heads),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=_number(raw, "rms_norm_eps", default=1e-6),
             max_position_embeddings=_positive(raw, "max_position_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
             qk_norm=family.qk_norm,
             qkv_bias=_bias(raw, family.qkv_bias),
             output_bias=_bias(raw, family.output_bias),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
+            mlp_bias=_flag(raw, "mlp_bias"),
             eos_token_ids=_eos_token_ids(raw, generation or {}),
-            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+            dtype=_text(raw, "dtype") or _text(raw, "torch_dtype"),
         )
         _check_heads(config)
         return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file of a model folder that holds one JSON object; ConfigError says what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); fetch the file again") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the file and its rights") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object")
     return content
@@ -137,6 +142,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(raw: Mapping[str, Any]) -> str:
     names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"architectures is {names!r} in config.json; it must be a list of names")
     known = [name for name in names if name in FAMILIES]
     if not known:
         raise ConfigError(f"architecture {', '.join(names) or 'not named'} is not known; known: {', '.join(FAMILIES)}")
@@ -146,18 +153,26 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     """Refuse what would silently compute something else."""
     if raw.get("quantization_config") is not None:
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        method = _object(raw, "quantization_config").get("quant_method", "unknown")
         raise ConfigError(f"the checkpoint is quantized ({method}); use the unquantized model")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
-    windowed = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
-    layers = raw.get("layer_types") or []
-    if layers:
-        windowed = any(kind != "full_attention" for kind in layers)
-    elif windowed:
-        windowed = raw.get("max_window_layers", 0) < raw.get("num_hidden_layers", 0)
-    if windowed:
+    if _is_windowed(raw):
         raise ConfigError("the model uses sliding window attention; only full attention is supported")
+
+
+def _is_windowed(raw: Mapping[str, Any]) -> bool:
+    layers = raw.get("layer_types") or []
+    if not isinstance(layers, list):
+        raise ConfigError(f"layer_types is {layers!r} in config.json; it must be a list")
+    if layers:
+        return any(kind != "full_attention" for kind in layers)
+    if not raw.get("use_sliding_window") or raw.get("sliding_window") is None:
+        return False
+    return _number(raw, "max_window_layers", default=0, least=0) < _positive(raw, "num_hidden_layers")
+
+
+# --- values of config.json, each of the type that it must have --------------------------------------------------------
 
 
 def _positive(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -165,9 +180,45 @@ def _positive(raw: Mapping[str, Any], name: str, default: int | None = None) -> 
     value = default if value is None else value
     if value is None:
         raise ConfigError(f"config.json lacks {name}")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} is {value!r} in config.json; it must be an integer of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise ConfigError(f"{name} is {value!r} in config.json; it must be an integer from 1 to {LARGEST_SIZE}")
     return value
+
+
+def _number(raw: Mapping[str, Any], name: str, *, default: float, least: float | None = None) -> float:
+    """Return a finite number above 0, or of at least `least` where that is given."""
+    value = raw.get(name)
+    value = default if value is None else value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_finite = is_number and abs(value) <= sys.float_info.max  # also false for NaN, and for integers beyond floats
+    if not is_finite or value < (least or 0) or (least is None and value == 0):
+        bound = "above 0" if least is None else f"of at least {least}"
+        raise ConfigError(f"{name} is {value!r} in config.json; it must be a number {bound}")
+    return float(value)
+
+
+def _flag(raw: Mapping[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r} in config.json; it must be true or false")
+    return bool(value)
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str | None:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name} is {value!r} in config.json; it must be a text")
+    return value
+
+
+def _object(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{name} is {value!r} in config.json; it must be a JSON object")
+    return value or {}
+
+
+# --- what several values decide together ------------------------------------------------------------------------------
 
 
 def _head_dim(raw: Mapping[str, Any], num_heads: int) -> int:
@@ -182,14 +233,16 @@ def _head_dim(raw: Mapping[str, Any], num_heads: int) -> int:
 
 
 def _bias(raw: Mapping[str, Any], fixed: bool | None) -> bool:
-    return bool(raw.get("attention_bias", False)) if fixed is None else fixed
+    return _flag(raw, "attention_bias") if fixed is None else fixed
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
     """Read theta and scaling: transformers 5 writes `rope_parameters`, older files `rope_theta` and `rope_scaling`."""
-    parameters = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
-    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or DEFAULT_ROPE_THETA)
-    if float(parameters.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0) != 1.0:
+    parameters = _object(raw, "rope_scaling") | _object(raw, "rope_parameters")
+    inherited = {name: raw.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    given = inherited | {name: value for name, value in parameters.items() if value is not None}
+    theta = _number(given, "rope_theta", default=DEFAULT_ROPE_THETA)
+    if _number(given, "partial_rotary_factor", default=1.0) != 1.0:
         raise ConfigError("partial_rotary_factor is not 1; only full rotation is supported")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
@@ -203,12 +256,15 @@ def _llama3_scaling(raw: Mapping[str, Any], parameters: Mapping[str, Any]) -> Ll
     missing = [name for name in ("factor", "low_freq_factor", "high_freq_factor") if name not in parameters]
     if missing:
         raise ConfigError(f"rope type llama3 lacks {', '.join(missing)} in config.json")
-    original = parameters.get("original_max_position_embeddings")
+    low, high = (_number(parameters, f"{name}_freq_factor", default=1.0) for name in ("low", "high"))
+    if low >= high:
+        raise ConfigError(f"low_freq_factor {low} is not below high_freq_factor {high} in config.json")
+    limit = _positive(raw, "max_position_embeddings")
     return Llama3Scaling(
-        factor=float(parameters["factor"]),
-        low_freq_factor=float(parameters["low_freq_factor"]),
-        high_freq_factor=float(parameters["high_freq_factor"]),
-        original_max_position_embeddings=int(original or raw["max_position_embeddings"]),
+        factor=_number(parameters, "factor", default=1.0),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=_positive(parameters, "original_max_position_embeddings", default=limit),
     )
 
 
@@ -218,7 +274,11 @@ def _eos_token_ids(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> tup
         found = raw.get("eos_token_id")
     if found is None:
         return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
+    listed = found if isinstance(found, list) else [found]
+    for token_id in listed:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= LARGEST_SIZE:
+            raise ConfigError(f"eos_token_id is {found!r}; it must be a token id or a list of them")
+    return tuple(listed)
 
 
 def _check_heads(config: ModelConfig) -> None:

@@ -17,9 +17,12 @@ def resolve_folder(model: str, *, revision: str | None, with_weights: bool) -> P
 
     Only safetensors, JSON and tokenizer files are fetched; what the cache holds already is not fetched again.
     """
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
-        return folder
+    try:
+        folder = Path(model).expanduser()
+        if model and folder.is_dir():
+            return folder
+    except (OSError, RuntimeError) as error:  # a name too long, a home that nobody has
+        raise ConfigError(f"model {model!r} cannot be looked up as a folder: {error}") from error
     if not _HUB_ID.fullmatch(model):
         raise ConfigError(f"model {model!r} is neither a folder that exists nor a hub id such as 'Qwen/Qwen3-0.6B'")
     return _snapshot(model, revision, _SETTINGS + (("*.safetensors",) if with_weights else ()))

@@ -6,13 +6,15 @@ Both ways go through one table: checkpoint name -> the part of a (fused) paramet
 from __future__ import annotations
 
 import hashlib
-import json
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from nanoinfer.config import ConfigError
+from nanoinfer.model.config import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from nanoinfer.model.layers import Linear
 
 _NAMES_SHOWN = 8
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no way up
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BIAS_STD = 0.02
 
 
@@ -70,11 +74,14 @@ def _parts(linear: Linear, prefix: str, rows: dict[str, int]) -> Iterator[tuple[
 
 
 def load_checkpoint(model: Decoder, config: ModelConfig, folder: Path) -> None:
-    """Copy a folder's safetensors into the model; a missing, unused or misshapen name is a ConfigError."""
+    """Copy a folder's safetensors into the model.
+
+    A name that is missing, unused or misshapen, a value that is no number, and a damaged file are a ConfigError.
+    """
     missing = destinations(model, config)
     unused: dict[str, Tensor] = {}
     for path in checkpoint_files(folder):
-        with safe_open(path, framework="pt") as shard:
+        with _whole_file(path), safe_open(path, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118  the handle is no mapping
                 target = missing.pop(name, None)
                 if target is None:
@@ -88,22 +95,40 @@ def load_checkpoint(model: Decoder, config: ModelConfig, folder: Path) -> None:
         raise ConfigError(f"{config.architecture} has no use for {_enumerate(unknown)} of the checkpoint in {folder}")
 
 
+@contextmanager
+def _whole_file(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file is no whole safetensors file, whichever read finds it out."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is no whole safetensors file ({error}); fetch the file again") from error
+
+
 def checkpoint_files(folder: Path) -> list[Path]:
     """List the safetensors files of a checkpoint: those of its index, or the only one."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in _indexed(index)] if index.is_file() else sorted(folder.glob("*.safetensors"))
     absent = [path.name for path in files if not path.is_file()]
     if absent:
         raise ConfigError(f"{folder} lacks {_enumerate(absent)}, which its index names; complete the download")
     if not files:
+        pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        found = f" but {_enumerate(pickled)}; pickled weights are never loaded, they can run code" if pickled else ""
         raise ConfigError(
-            f'{folder} holds no safetensors; convert the checkpoint, or use weights="synthetic" for random ones'
+            f'{folder} holds no safetensors{found}; convert the checkpoint, or use weights="synthetic" for random ones'
         )
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    """Return the file names of an index, each once; none may lead out of the index's own folder."""
+    listed = read_json_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise ConfigError(f"{index} holds no weight_map of tensor names to file names; fetch the file again")
+    names = sorted(set(listed.values()))
+    if strange := [name for name in names if not _SHARD.fullmatch(name)]:
+        raise ConfigError(f"{index} names {_enumerate(strange)}; only safetensors files of its own folder are loaded")
+    return names
 
 
 def _copy(name: str, tensor: Tensor, target: Tensor) -> None:
@@ -112,8 +137,12 @@ def _copy(name: str, tensor: Tensor, target: Tensor) -> None:
     if not tensor.is_floating_point():
         raise ConfigError(f"{name} is stored as {tensor.dtype}; only unquantized floating-point weights are supported")
     target.copy_(tensor.to(target.device))  # where types differ, the device converts, not the host
-    if target.dtype == torch.float16 and tensor.dtype != torch.float16 and not bool(target.isfinite().all()):
-        raise ConfigError(f'{name} holds values beyond the range of float16; use dtype="bfloat16" or "float32"')
+    if bool(target.isfinite().all()):
+        return
+    if bool(tensor.isfinite().all()):
+        beyond = str(target.dtype).removeprefix("torch.")
+        raise ConfigError(f'{name} holds values beyond the range of {beyond}; use dtype="bfloat16" or "float32"')
+    raise ConfigError(f"{name} holds NaN or infinity; the checkpoint is damaged, fetch it again")
 
 
 def _is_redundant(name: str, tensor: Tensor, model: Decoder, config: ModelConfig) -> bool:

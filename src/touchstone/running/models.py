@@ -22,6 +22,8 @@ DEFAULT_HUB_MODEL = "Qwen/Qwen3-0.6B"
 TINY_SOURCE = "made on the spot"
 SYNTHETIC_SEED = 0
 
+# Weights that are not loaded, or an index of shards that are not there: random ones must not stand in for them unasked.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors.index.json")
 _WANTED_FILES = ("*.json", "*.safetensors", "*.txt")
 _HUB_TIMEOUT_S = 10
 _ATTENTION_SHARPNESS = 2.0
@@ -74,6 +76,11 @@ TINY_CONFIG: dict[str, Any] = _QWEN3_COMMON | {
 }
 
 
+# What the time and the memory of a run are estimated from; the engine itself checks the rest.
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_OPTIONAL_SIZES = ("head_dim", "num_key_value_heads", "max_position_embeddings")
+
+
 class ModelError(ValueError):
     """A model that cannot be used; the message names it and the remedy."""
 
@@ -89,9 +96,16 @@ class ChosenModel:
     @property
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        path = self.folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path} cannot be read as JSON ({error}); fetch the file again") from error
         if not isinstance(config, dict):
-            raise ModelError(f"{self.folder / 'config.json'} holds no JSON object; give a model's config.json")
+            raise ModelError(f"{path} holds no JSON object; give a model's config.json")
+        for name in (*_SIZES, *(name for name in _OPTIONAL_SIZES if config.get(name) is not None)):
+            if not isinstance(config.get(name), int) or config[name] < 1:
+                raise ModelError(f"{name} is {config.get(name)!r} in {path}; a plan needs it to be a positive integer")
         return config
 
 
@@ -113,6 +127,11 @@ def _local_model(folder: Path) -> ChosenModel:
         raise ModelError(f"{folder} holds no config.json; give the folder of a model in the hub's layout")
     if any(folder.glob("*.safetensors")):
         return ChosenModel(ModelSpec(source="local folder", weights="loaded", note=None), folder, None)
+    if others := sorted(path.name for path in folder.iterdir() if path.name.endswith(_OTHER_WEIGHTS)):
+        raise ModelError(
+            f"{folder} holds {', '.join(others)} but no safetensors; complete the download, or convert the weights: "
+            "pickled ones are never loaded, because they can run code"
+        )
     note = Bilingual(
         "the folder holds a config.json but no safetensors, so the weights are random",
         "目录中有 config.json 而没有 safetensors，因此使用随机权重",
