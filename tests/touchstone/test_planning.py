@@ -69,7 +69,7 @@ def test_with_one_gpu_the_baseline_is_measured_and_scaling_says_how_many_there_a
 def test_with_eight_gpus_the_missing_engine_options_are_the_reason(plan):
     told = reasons(plan(device="cuda", gpus=gpus(8)))
     assert told["3.2"] == "not implemented by this engine yet: option tensor_parallel_size"
-    assert told["3.3"].startswith("not implemented yet: a workload that grows")
+    assert told["3.3"] == "not implemented by this engine yet: option data_parallel_size"
 
 
 def test_a_processor_run_beside_a_gpu_says_that_it_was_asked_for(plan):
@@ -92,6 +92,72 @@ def test_only_selects_and_names_what_it_left_out(plan):
 def test_an_unknown_test_is_refused_with_the_known_ones(plan):
     with pytest.raises(PlanError, match=r"--only names 9\.9; the tests are 0\.1, 1\.1, .*4\.1"):
         plan(only=("1.1", "9.9"))
+
+
+class TestScaling:
+    PARALLEL = Capabilities(
+        OPTIONS | {"tensor_parallel_size", "data_parallel_size"},
+        reports_steps=True,
+        reports_cached_tokens=True,
+        reports_memory_parts=True,
+    )
+
+    @pytest.fixture
+    def of(self, plan):
+        def tests(count, capabilities=self.PARALLEL, profile=Profile.PAPER):
+            made = plan(device="cuda", gpus=gpus(count), profile=profile, capabilities=capabilities)
+            return {test.test_id: test for test in made.tests}, made
+
+        return tests
+
+    def test_arms_for_more_gpus_than_there_are_are_absent_with_the_reason(self, of):
+        tests, _ = of(4)
+        assert [arm.name for arm in tests["3.2"].arms] == ["TP 2", "TP 4", "DP 2", "DP 4"]
+        assert {absent.arm.name: absent.reason for absent in tests["3.2"].absent_arms} == dict.fromkeys(
+            ["TP 8", "DP 8"], "8 GPUs are needed, this machine has 4"
+        )
+        assert all("8" in absent.reason_zh for absent in tests["3.2"].absent_arms)
+
+    def test_an_engine_without_one_kind_of_parallelism_still_runs_the_other(self, of):
+        tensor = Capabilities(
+            self.PARALLEL.options - {"data_parallel_size"},
+            reports_steps=True,
+            reports_cached_tokens=True,
+            reports_memory_parts=True,
+        )
+        tests, _ = of(2, tensor)
+        assert [arm.name for arm in tests["3.2"].arms] == ["TP 2"]
+        reasons_of = {absent.arm.name: absent.reason for absent in tests["3.2"].absent_arms}
+        assert reasons_of["DP 2"] == "not implemented by this engine yet: option data_parallel_size"
+        assert reasons_of["DP 8"] == "8 GPUs are needed, this machine has 2"
+
+    def test_the_baseline_knows_one_gpu_and_both_sizes(self, of):
+        tests, _ = of(8)
+        assert {arm.name: (arm.num_gpus, arm.num_requests) for arm in tests["3.1"].arms} == {
+            "full": (1, None),
+            "light": (1, 32),
+        }
+        assert tests["3.1"].workload.num_requests == tests["3.2"].workload.num_requests == 256
+
+    def test_work_grows_with_the_gpus_in_weak_scaling_alone(self, of):
+        tests, _ = of(8)
+        assert {arm.num_requests for arm in tests["3.2"].arms} == {None}
+        asked = {arm.name: arm.num_requests for arm in tests["3.3"].arms}
+        assert (asked["DP 2 light"], asked["DP 8 light"], asked["TP 4 full"]) == (64, 256, 1024)
+        assert all(arm.num_requests % arm.num_gpus == 0 for arm in tests["3.3"].arms)
+
+    @pytest.mark.parametrize("profile", list(Profile))
+    def test_every_device_of_every_arm_gets_the_same_kv_pool(self, of, profile):
+        tests, _ = of(8, profile=profile)
+        assert len({tests[test].engine_options["kv_cache_bytes"] for test in ("3.1", "3.2", "3.3")}) == 1
+
+    def test_scaling_runs_on_the_very_prompts_of_the_baseline(self, of):
+        _, made = of(2)
+        seeds = {
+            test: {unit.process: unit.seed for unit in made.units if unit.test_id == test} for test in ("3.1", "3.2")
+        }
+        assert seeds["3.2"].items() <= seeds["3.1"].items()
+        assert len(seeds["3.1"]) == 6
 
 
 class TestOrder:
