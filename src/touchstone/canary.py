@@ -15,7 +15,7 @@ from touchstone.clock import rest, timed_region
 from touchstone.records import CanaryReading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 NS_PER_S = 1e9
 
@@ -43,6 +43,18 @@ GPU_SIZE = CanarySize(matrix=8192, copied_bytes=1 << 30, repetitions=10, warm_up
 SMALLEST_OPERATIONS = 100
 
 
+class MachineCanaries:
+    """A canary on each of several devices, which rest together and are read one after the other."""
+
+    def __init__(self, devices: Sequence[str], dtype: str, size: CanarySize | None = None) -> None:
+        self._canaries = [MachineCanary(device, dtype, size) for device in devices]
+
+    def read(self, count: int) -> tuple[CanaryReading, ...]:
+        """Read the first `count` devices, in their order."""
+        first, *others = self._canaries[:count]
+        return (first.read(), *(canary.measure() for canary in others))
+
+
 class MachineCanary:
     """The work and its buffers, which are made once: made later, they would look like the engine's memory."""
 
@@ -63,8 +75,13 @@ class MachineCanary:
 
     @torch.inference_mode()
     def read(self) -> CanaryReading:
-        """Do the work and say how fast it went: rates from the fastest repetition of each part."""
+        """Let the device rest, do the work and say how fast it went: rates from each part's fastest repetition."""
         rest(self._size.rest_s)
+        return self.measure()
+
+    @torch.inference_mode()
+    def measure(self) -> CanaryReading:
+        """Do the work at once, for a caller that has let the device rest."""
         copy_ns = self._fastest(self._copy)
         product_ns = self._fastest(self._multiply)
         start_ns = self._fastest(self._start_operations)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ def timed_region(device: str) -> Iterator[Region]:
 
 
 def synchronize(device: str) -> None:
-    """Wait until every visible GPU of a CUDA device kind has finished; a CPU has nothing to wait for."""
+    """Wait until a CUDA device has finished, for "cuda" alone every visible one; a CPU has nothing to wait for."""
     if not device.startswith("cuda"):
         return
     import torch  # noqa: PLC0415  the command line must not load torch to print its help
 
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.synchronize(index)
+    _, numbered, index = device.partition(":")
+    for each in (int(index),) if numbered else range(torch.cuda.device_count()):
+        torch.cuda.synchronize(each)
 
 
 def now_ns() -> int:
@@ -67,5 +69,17 @@ def seconds_since(begin_ns: int) -> float:
 
 
 def utc_now() -> str:
-    """Return the wall-clock time for records, ISO 8601 in UTC with milliseconds; never used to measure."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """Return the wall-clock time for records, ISO 8601 in UTC with milliseconds; never used to measure.
+
+    The wall clock is read once in a process and carried on by the clock since boot, which runs through a suspension:
+    whoever sets the wall clock back while a run is under way does not turn the order of its records round.
+    """
+    began, boot_ns = _wall_clock()
+    passed = timedelta(microseconds=(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boot_ns) // 1000)
+    return (began + passed).isoformat(timespec="milliseconds")
+
+
+@cache
+def _wall_clock() -> tuple[datetime, int]:
+    """Read the wall clock, and at the same moment the nanoseconds since boot."""
+    return datetime.now(UTC), time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -45,10 +45,30 @@ def canary_limit(profile: str, device: str) -> float:
     return GPU_CANARY_LIMIT if device.startswith("cuda") else CPU_CANARY_LIMIT
 
 
+def canaries_of(measurement: Measurement) -> tuple[Canary, ...]:
+    """List the canaries of a timed run, one for each device that it used; empty where none was read."""
+    return () if measurement.canary is None else (measurement.canary, *measurement.other_canaries)
+
+
 def readings_of(measurements: Iterable[Measurement]) -> tuple[CanaryReading, ...]:
     """List the canary readings of timed runs, before and after each, in their order."""
-    canaries = (measurement.canary for measurement in measurements if measurement.canary is not None)
+    canaries = (canary for measurement in measurements for canary in canaries_of(measurement))
     return tuple(reading for canary in canaries for reading in (canary.before, canary.after))
+
+
+def readings_by_device(measurements: Iterable[Measurement]) -> tuple[tuple[CanaryReading, ...], ...]:
+    """List the canary readings of timed runs by the index of the device: those of one machine are not equally fast."""
+    rows = [canaries_of(measurement) for measurement in measurements]
+    return tuple(
+        tuple(reading for row in rows if len(row) > device for reading in (row[device].before, row[device].after))
+        for device in range(max((len(row) for row in rows), default=0))
+    )
+
+
+def largest_move(measurement: Measurement, by_device: Sequence[Sequence[CanaryReading]]) -> float | None:
+    """Return the largest move on any device around one run, each against its own readings; None without a canary."""
+    pairs = zip(canaries_of(measurement), by_device, strict=False)
+    return max((canary_move(canary, readings) for canary, readings in pairs), default=None)
 
 
 def canary_move(canary: Canary, all_readings: Sequence[CanaryReading]) -> float:
@@ -62,15 +82,13 @@ def canary_move(canary: Canary, all_readings: Sequence[CanaryReading]) -> float:
 
 
 def why_canary_invalid(
-    measurements: Sequence[Measurement], earlier: Sequence[CanaryReading], limit: float | None
+    measurements: Sequence[Measurement], earlier: Sequence[Measurement], limit: float | None
 ) -> str | None:
     """Say which run's canary moved by more than the limit; None when none did or no limit was declared."""
-    readings = (*earlier, *readings_of(measurements))
+    by_device = readings_by_device((*earlier, *measurements))
     for measurement in measurements if limit is not None else ():
-        if measurement.canary is None:
-            continue
-        move = canary_move(measurement.canary, readings)
-        if limit is not None and move > limit:
+        move = largest_move(measurement, by_device)
+        if move is not None and limit is not None and move > limit:
             return (
                 f"the machine changed around run {measurement.position} of arm {measurement.arm!r}: the canary moved "
                 f"by {move:.1%}, allowed are {limit:.0%}"

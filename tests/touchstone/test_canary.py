@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from touchstone.canary import CPU_SIZE, CanarySize, MachineCanary
+from touchstone.canary import CPU_SIZE, CanarySize, MachineCanaries, MachineCanary
 
 TINY = CanarySize(matrix=32, copied_bytes=1 << 12, repetitions=2, warm_ups=1)
 
@@ -23,6 +23,15 @@ def test_rates_are_the_fixed_work_over_the_shortest_repetition(monkeypatch):
     assert reading.flops_per_s == pytest.approx(2 * 32**3 / 20e-9), "the warm-up of 9 ns does not count"
     assert reading.bytes_per_s == pytest.approx(2 * 4096 / 40e-9)
     assert reading.operation_s == pytest.approx(7e-9)
+
+
+def test_several_devices_are_read_in_their_order_and_rest_once(monkeypatch):
+    rested = []
+    monkeypatch.setattr("touchstone.canary.rest", rested.append)
+    canaries = MachineCanaries(["cpu"] * 3, "float32", TINY)
+    assert len(canaries.read(2)) == 2
+    assert len(canaries.read(3)) == 3
+    assert len(rested) == 2
 
 
 def test_reading_leaves_the_random_numbers_of_the_engine_alone():

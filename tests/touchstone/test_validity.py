@@ -1,7 +1,7 @@
 import pytest
 
 from tests.touchstone.machine_samples import gpu, measurement, reading, telemetry
-from touchstone.records import RunPlan
+from touchstone.records import Canary, RunPlan
 from touchstone.running import orchestrate
 from touchstone.running.worker import WorkerResult
 from touchstone.validity import (
@@ -32,21 +32,32 @@ def test_the_paper_is_strict_on_every_device(profile, device, limit):
 @pytest.mark.parametrize(("factor", "valid"), [(1.029, True), (1.031, False), (1 / 1.029, True), (1 / 1.031, False)])
 def test_a_rate_may_move_by_three_per_cent_either_way(name, factor, valid):
     moved = reading(**{name: getattr(reading(), name) * factor})
-    reason = why_canary_invalid([measurement(reading(), moved)], [reading()] * 9, 0.03)
+    reason = why_canary_invalid([measurement(reading(), moved)], [measurement(reading(), reading())] * 5, 0.03)
     assert (reason is None) is valid
 
 
 def test_a_machine_that_is_slow_before_and_after_is_caught_by_the_runs_median():
     slow = reading(flops_per_s=0.9e12)
     assert why_canary_invalid([measurement(slow, slow)], [], 0.03) is None, "nothing is known yet"
-    reason = why_canary_invalid([measurement(slow, slow, position=4, arm="on")], [reading()] * 9, 0.03)
+    reason = why_canary_invalid(
+        [measurement(slow, slow, position=4, arm="on")], [measurement(reading(), reading())] * 5, 0.03
+    )
     assert reason == ("the machine changed around run 4 of arm 'on': the canary moved by 11.1%, allowed are 3%")
+
+
+def test_each_device_is_held_against_its_own_readings():
+    """A second device that is a tenth slower all the time has not changed; one that slows down has."""
+    slow, slower = reading(flops_per_s=0.9e12), reading(flops_per_s=0.85e12)
+    steady = measurement(reading(), reading()).model_copy(update={"other_canaries": (Canary(before=slow, after=slow),)})
+    assert why_canary_invalid([steady], [steady] * 3, 0.03) is None
+    changed = steady.model_copy(update={"other_canaries": (Canary(before=slow, after=slower),)})
+    assert "moved by 5.9%" in why_canary_invalid([changed], [steady] * 3, 0.03)
 
 
 def test_without_a_limit_or_a_canary_nothing_is_decided():
     moved = measurement(reading(), reading(flops_per_s=1))
     assert why_canary_invalid([moved], [], None) is None
-    assert why_canary_invalid([measurement()], [reading()], 0.03) is None
+    assert why_canary_invalid([measurement()], [measurement(reading(), reading())], 0.03) is None
 
 
 @pytest.mark.parametrize(

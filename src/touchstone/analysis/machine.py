@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, TypeVar
 
 from touchstone.records import CanarySummary, TelemetrySummary
-from touchstone.validity import canary_move, readings_of
+from touchstone.validity import largest_move, readings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ def canary_summary(ledgered: Ledgered, test: TestRuns) -> CanarySummary | None:
     readings = readings_of(measured)
     if not readings:
         return None
-    moves = (canary_move(row.canary, ledgered.readings) for row in measured if row.canary is not None)
+    moves = (move for row in measured if (move := largest_move(row, ledgered.readings_by_device)) is not None)
     return CanarySummary(
         num_readings=len(readings),
         flops_per_s=median(reading.flops_per_s for reading in readings),

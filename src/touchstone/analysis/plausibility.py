@@ -16,7 +16,7 @@ from touchstone.analysis.formulas import NS_PER_S, mean_concurrency
 from touchstone.analysis.quantities import Quantity
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.records import Check
-from touchstone.validity import canary_move, why_disturbed
+from touchstone.validity import largest_move, why_disturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -344,7 +344,7 @@ def _rates_by_ranks(test: TestRuns) -> dict[int, float]:
 def machine_steady(ledgered: Ledgered, test: TestRuns) -> Check | None:
     """Catch a neighbour, and attempts that were kept or dropped by their time: the canary alone decides."""
     measured = [row for _, attempt in test.attempts if attempt.valid for row in attempt.measurements]
-    moves = [canary_move(row.canary, ledgered.readings) for row in measured if row.canary is not None]
+    moves = [move for row in measured if (move := largest_move(row, ledgered.readings_by_device)) is not None]
     limit = ledgered.plan.canary_limit
     if not moves or limit is None:
         return None

@@ -9,7 +9,7 @@ from touchstone.analysis.formulas import RunFacts
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, PlannedTest, QualityAttempt, RunPlan, UnitPlan
 from touchstone.trace import load_trace
-from touchstone.validity import readings_of
+from touchstone.validity import readings_by_device, readings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +104,7 @@ class Ledgered:
     quality: tuple[int, QualityAttempt] | None
     tests: dict[str, TestRuns]
     readings: tuple[CanaryReading, ...] = ()
+    readings_by_device: tuple[tuple[CanaryReading, ...], ...] = ()
 
 
 def read_runs(run_dir: Path) -> Ledgered:
@@ -118,6 +119,7 @@ def read_runs(run_dir: Path) -> Ledgered:
         raise RunsError(f"the ledger in {run_dir} holds two different plans; results are made from one plan only")
     entry, plan = plans[0]
     first, environment = environments[0]
+    measured = [row for attempt in _attempts(entries) for row in attempt.measurements]
     quality = [(entry.seq, entry.body) for entry in entries if isinstance(entry.body, QualityAttempt)]
     return Ledgered(
         root_sha256=entries[-1].sha256,
@@ -129,7 +131,8 @@ def read_runs(run_dir: Path) -> Ledgered:
         fingerprints=frozenset(body.fingerprint for _, body in environments) | _attempt_fingerprints(entries),
         quality=quality[-1] if quality else None,
         tests={test.test_id: _gather(run_dir, plan, test, entries) for test in plan.tests},
-        readings=readings_of(row for attempt in _attempts(entries) for row in attempt.measurements),
+        readings=readings_of(measured),
+        readings_by_device=readings_by_device(measured),
     )
 
 

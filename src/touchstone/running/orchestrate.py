@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
-from touchstone.canonical import atomic_write, canonical_json
+from touchstone.canonical import StorageError, atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
 from touchstone.environment import REPOSITORY, EnvironmentRefusedError, differences
 from touchstone.ledger import LEDGER_NAME, Ledger, LedgerError
@@ -30,8 +31,9 @@ from touchstone.records import (
     UnitPlan,
 )
 from touchstone.running.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
-from touchstone.running.worker import WorkerRequest, WorkerRequests, WorkerResult
-from touchstone.validity import readings_of, why_canary_invalid, why_telemetry_invalid
+from touchstone.running.worker import STORAGE_FAILED, WorkerRequest, WorkerRequests, WorkerResult
+from touchstone.trace import trace_path
+from touchstone.validity import why_canary_invalid, why_telemetry_invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,6 +48,7 @@ INTERRUPTED = "interrupted by the user"
 KILLED = "the run was killed while this process was under way"
 _PENDING_NAME = "pending.json"
 _REASON_CHARACTERS = 500
+_LEFTOVERS = (".result-*", ".code-*", f".{_PENDING_NAME}.*", f".{LEDGER_NAME}.*", "traces/.*")
 
 
 class ResumeError(ValueError):
@@ -96,10 +99,16 @@ class Run:
 
 def start(run: Run) -> Ledger:
     """Begin a ledger with environment and plan; LedgerError if the folder holds a run already."""
-    ledger = Ledger.create(run.directory / LEDGER_NAME)
-    ledger.append(EntryKind.ENVIRONMENT, run.environment)
-    ledger.append(EntryKind.PLAN, run.plan)
-    ledger.append(EntryKind.EVENT, RunEvent(event="started", at=utc_now(), detail=None))
+    path = run.directory / LEDGER_NAME
+    ledger = Ledger.create(path)
+    try:
+        ledger.append(EntryKind.ENVIRONMENT, run.environment)
+        ledger.append(EntryKind.PLAN, run.plan)
+        ledger.append(EntryKind.EVENT, RunEvent(event="started", at=utc_now(), detail=None))
+    except BaseException:
+        path.unlink()  # while its lock is held: nothing was measured, so nothing stands in the way of a new start
+        ledger.close()
+        raise
     return ledger
 
 
@@ -117,6 +126,7 @@ def resume(run: Run) -> Ledger:
                 if not _is_recorded(ledger, pending):
                     ledger.append(EntryKind.ATTEMPT, _lost_attempt(pending, run))
             _pending_path(run.directory).unlink()
+        _remove_leftovers(run.directory, ledger)
         if details or remaining(run.plan, ledger):
             ledger.append(EntryKind.EVENT, RunEvent(event="resumed", at=utc_now(), detail="; ".join(details) or None))
     except BaseException:
@@ -168,6 +178,9 @@ def _read_pending(directory: Path) -> UnderWay | None:
         return UnderWay.model_validate_json(_pending_path(directory).read_bytes())
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        path = _pending_path(directory)
+        raise LedgerError(f"{path} was changed ({error.error_count()} errors); delete it and resume again") from error
 
 
 def _pending_path(directory: Path) -> Path:
@@ -234,7 +247,7 @@ def _has_quality(ledger: Ledger, test_id: str) -> bool:
 
 def execute(run: Run, ledger: Ledger, progress: Progress) -> None:
     """Run what is left of the plan. KeyboardInterrupt (Ctrl-C, SIGTERM) leaves a ledger that can be resumed."""
-    if not remaining(run.plan, ledger):
+    if not remaining(run.plan, ledger) and _has_ended(ledger):
         return
     with Interrupts().caught() as interrupts:
         try:
@@ -243,9 +256,15 @@ def execute(run: Run, ledger: Ledger, progress: Progress) -> None:
         except KeyboardInterrupt:
             ledger.append(EntryKind.EVENT, RunEvent(event="interrupted", at=utc_now(), detail=None))
             raise
-    failed = failed_units(run.plan, ledger)
-    detail = f"without a valid attempt: {', '.join(failed)}" if failed else None
-    ledger.append(EntryKind.EVENT, RunEvent(event="finished", at=utc_now(), detail=detail))
+        failed = failed_units(run.plan, ledger)
+        detail = f"without a valid attempt: {', '.join(failed)}" if failed else None
+        ledger.append(EntryKind.EVENT, RunEvent(event="finished", at=utc_now(), detail=detail))
+
+
+def _has_ended(ledger: Ledger) -> bool:
+    """Tell whether the end was written down; a crash may have come between the last attempt and that line."""
+    events = [entry.body.event for entry in ledger.entries if isinstance(entry.body, RunEvent)]
+    return events[-1:] == ["finished"]
 
 
 def _of_one_process(left: Sequence[UnitPlan]) -> tuple[UnitPlan, ...]:
@@ -281,12 +300,23 @@ def _attempt(units: Sequence[UnitPlan], run: Run, ledger: Ledger, progress: Prog
     for pending, outcome in zip(under_way, judged, strict=True):
         _record(outcome, pending, run, ledger)
     _pending_path(run.directory).unlink()
+    _remove_leftovers(run.directory, ledger)
     seconds = seconds_since(begin_ns) / len(units)
     for unit, outcome in zip(units, judged, strict=True):
         reason = outcome.reason if isinstance(outcome, WorkerResult) else None
         progress.end(unit, reason, seconds, final=_is_settled(unit, ledger))
     if interrupt is not None:
         raise interrupt
+
+
+def _remove_leftovers(directory: Path, ledger: Ledger) -> None:
+    """Remove what processes left that came to nothing: files half made, and traces that no line of the ledger names."""
+    tried = [entry.body for entry in ledger.entries if isinstance(entry.body, Attempt)]
+    runs = [run for attempt in tried for run in (*attempt.measurements, attempt.repeated) if run is not None]
+    named = {trace_path(directory, run.trace_sha256) for run in runs}
+    left = [path for pattern in _LEFTOVERS for path in directory.glob(pattern)]
+    for path in {*left, *directory.glob("traces/*")} - named:
+        path.unlink()
 
 
 def _record(outcome: WorkerResult | CodeMetrics, pending: Pending, run: Run, ledger: Ledger) -> None:
@@ -319,8 +349,8 @@ def _judged_by_machine(outcome: WorkerResult, plan: RunPlan, ledger: Ledger) -> 
     if outcome.reason is not None:
         return outcome
     earlier = [entry.body for entry in ledger.entries if isinstance(entry.body, Attempt)]
-    readings = readings_of(measurement for attempt in earlier for measurement in attempt.measurements)
-    reason = why_canary_invalid(outcome.measurements, readings, plan.canary_limit)
+    measured = [measurement for attempt in earlier for measurement in attempt.measurements]
+    reason = why_canary_invalid(outcome.measurements, measured, plan.canary_limit)
     if reason is None and plan.telemetry_enforced:
         reason = why_telemetry_invalid(outcome.measurements)
     return outcome.model_copy(update={"reason": reason})
@@ -347,6 +377,9 @@ def _measure(
         for file in files:
             file.unlink(missing_ok=True)
         raise
+    if status == STORAGE_FAILED:
+        where = str(run.directory)
+        raise StorageError(errno.EIO, f"a process could not write its files; logs/{log.name} says why", where)
     return [_read_result(file, status, log, timeout_s) for file in files]
 
 
@@ -511,6 +544,7 @@ class Interrupts:
     def _hear(self, _number: int, _frame: FrameType | None) -> None:
         self._came = True
         if self._allowed:
+            self._allowed = False  # whoever presses twice does not interrupt the clearing up
             raise KeyboardInterrupt
 
 

@@ -13,10 +13,11 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from touchstone.canonical import atomic_write, canonical_json
+from touchstone.canonical import StorageError, atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
 from touchstone.engines.base import EngineError, EngineSpec
 from touchstone.engines.registry import build_engine
@@ -26,11 +27,12 @@ from touchstone.trace import store_trace, what_is_wrong
 from touchstone.workload import all_at_once, at_rate, build, derive_seed, of_arm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from touchstone.canary import MachineCanary
+    from touchstone.canary import MachineCanaries
     from touchstone.engines.base import Engine, GenerationRequest
 
+STORAGE_FAILED = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
 _NS_PER_S = 1e9
 
@@ -72,32 +74,47 @@ class WorkerResult(Record):
 
 
 def main() -> None:
-    """Do the work of each request and write its result; an error becomes the result's reason."""
+    """Do the work of each request and write its result; an error becomes the result's reason.
+
+    Where the disk takes no trace or no result the status is STORAGE_FAILED: that says nothing of the engine.
+    """
     requests = WorkerRequests.model_validate_json(sys.stdin.buffer.read()).requests
     _die_with(requests[0].parent_pid)
-    with Engines() as engines:
-        canary = _canary(requests[0])  # before the engines, whose memory is measured
-        for request in requests:
-            _work(request, engines, canary)
-
-
-def _work(request: WorkerRequest, engines: Engines, canary: MachineCanary | None) -> None:
     try:
-        result = run_unit(request, engines, canary)
+        _work_off(requests)
+    except StorageError:
+        with suppress(OSError):  # the log lies on the same disk
+            traceback.print_exc()
+        os._exit(STORAGE_FAILED)  # an ordinary exit flushes the log once more, and another status would come of it
+
+
+def _work_off(requests: Sequence[WorkerRequest]) -> None:
+    with Engines() as engines:
+        canaries = _canaries(requests)  # before the engines, whose memory is measured
+        for request in requests:
+            _work(request, engines, canaries)
+
+
+def _work(request: WorkerRequest, engines: Engines, canaries: MachineCanaries | None) -> None:
+    try:
+        result = run_unit(request, engines, canaries)
+    except StorageError:
+        raise
     except Exception as error:  # noqa: BLE001  whatever an engine raises makes this attempt invalid, with its reason
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         engines.close()  # what raised is not trusted with the next unit
         reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
         result = WorkerResult(engine=None, startup_s=None, measurements=(), reason=reason)
     atomic_write(Path(request.result_file), canonical_json(result))
 
 
-def run_unit(request: WorkerRequest, engines: Engines, canary: MachineCanary | None) -> WorkerResult:
+def run_unit(request: WorkerRequest, engines: Engines, canaries: MachineCanaries | None) -> WorkerResult:
     """Build one engine for each arm of the unit, warm up, and time the runs in the planned order."""
     by_arm, startup_s = engines.of(request)
     _warm_up(request, by_arm)
     _settle_garbage()
-    bench = _Bench(request, by_arm, canary)
+    bench = _Bench(request, by_arm, canaries)
     measurements = tuple(bench.time(*planned) for planned in schedule(request.unit))
     repeated = bench.time_again(measurements[-1]) if request.repeat_last else None
     return WorkerResult(
@@ -202,8 +219,11 @@ def _request_rate(request: WorkerRequest, engines: Mapping[str, Engine]) -> floa
 def _prompts(
     request: WorkerRequest, workload: WorkloadSpec, arm: str, engine: Engine, seed: int
 ) -> list[GenerationRequest]:
-    spec = next(spec for spec in request.arms if spec.name == arm)
-    return build(of_arm(workload, spec), engine.vocabulary_size, seed)
+    return build(of_arm(workload, _arm_spec(request, arm)), engine.vocabulary_size, seed)
+
+
+def _arm_spec(request: WorkerRequest, arm: str) -> ArmSpec:
+    return next(spec for spec in request.arms if spec.name == arm)
 
 
 class _Bench:
@@ -212,9 +232,9 @@ class _Bench:
     `reason` says why the first run that was not the work asked for was not; None while all were.
     """
 
-    def __init__(self, request: WorkerRequest, engines: Mapping[str, Engine], canary: MachineCanary | None) -> None:
+    def __init__(self, request: WorkerRequest, engines: Mapping[str, Engine], canaries: MachineCanaries | None) -> None:
         self.reason: str | None = None
-        self._request, self._engines, self._canary = request, engines, canary
+        self._request, self._engines, self._canaries = request, engines, canaries
         self._gpus = _gpu_uuids(request.device)
         self._rate = _request_rate(request, engines)
         self._workload = at_rate(request.workload, self._rate)
@@ -226,10 +246,12 @@ class _Bench:
         prompts = _prompts(request, self._workload, arm, engine, seed)
         gc.collect()  # what the run before left behind is not this run's to sweep up
         started_at = utc_now()
-        before = self._canary and self._canary.read()
-        with TelemetrySampler(self._gpus) as telemetry:
+        num_gpus = _arm_spec(request, arm).num_gpus
+        before = self._canaries.read(num_gpus) if self._canaries else ()
+        with TelemetrySampler(self._gpus[:num_gpus]) as telemetry:
             trace = engine.generate(prompts, concurrency=request.workload.concurrency)
-        after = self._canary and self._canary.read()
+        after = self._canaries.read(num_gpus) if self._canaries else ()
+        canaries = [Canary(before=one, after=other) for one, other in zip(before, after, strict=True)]
         if (wrong := what_is_wrong(trace, prompts)) is not None:
             self.reason = self.reason or f"run {position} of arm {arm!r}: {wrong}"
         return Measurement(
@@ -242,7 +264,8 @@ class _Bench:
             started_at=started_at,
             trace_sha256=store_trace(Path(request.run_dir), trace),
             memory=engine.memory() if request.measure_memory else None,
-            canary=Canary(before=before, after=after) if before and after else None,
+            canary=canaries[0] if canaries else None,
+            other_canaries=tuple(canaries[1:]),
             telemetry=telemetry.result,
             request_rate_per_s=self._rate,
             graphs=self.facts[arm].graphs,
@@ -253,25 +276,35 @@ class _Bench:
         return self.time(last.position + 1, last.repetition, last.arm)
 
 
-def _canary(request: WorkerRequest) -> MachineCanary | None:
-    """Make the canary and read it once: its libraries' scratch memory must not be taken for the engine's later."""
+def _canaries(requests: Sequence[WorkerRequest]) -> MachineCanaries | None:
+    """Make a canary on each device that an arm uses, and read it once.
+
+    Its libraries' scratch memory must not be taken for the engine's later.
+    """
+    request = requests[0]
     if not request.read_canary:
         return None
-    from touchstone.canary import MachineCanary  # noqa: PLC0415  a run without it need not load torch
+    from touchstone.canary import MachineCanaries  # noqa: PLC0415  a run without it need not load torch
 
-    canary = MachineCanary(request.device, request.dtype)
-    canary.read()
-    return canary
+    count = max(arm.num_gpus for one in requests for arm in one.arms)
+    canaries = MachineCanaries(_devices(request.device, count), request.dtype)
+    canaries.read(count)
+    return canaries
+
+
+def _devices(device: str, count: int) -> tuple[str, ...]:
+    """Name the devices 0 .. count - 1; a processor stands for all of them at once, and so does a GPU that is named."""
+    return tuple(f"cuda:{index}" for index in range(count)) if device == "cuda" else (device,)
 
 
 def _gpu_uuids(device: str) -> tuple[str, ...]:
-    """Name the devices that this process sees, as the driver names them; none without a GPU."""
+    """Name the devices that this process may use, as the driver names them; none without a GPU."""
     if not device.startswith("cuda"):
         return ()
     import torch  # noqa: PLC0415  needed with a GPU only
 
-    visible = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return tuple(f"GPU-{properties.uuid}" for properties in visible)
+    usable = (torch.cuda.get_device_properties(name) for name in _devices(device, torch.cuda.device_count()))
+    return tuple(f"GPU-{properties.uuid}" for properties in usable)
 
 
 def _facts(of_arms: Mapping[str, EngineFacts]) -> EngineFacts:
