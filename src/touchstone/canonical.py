@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -28,8 +29,23 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class StorageError(OSError):
+    """A file that cannot be written: a full disk, a missing right. `filename` names it, `strerror` the cause."""
+
+
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, also after a crash."""
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, also after a crash.
+
+    StorageError when that cannot be done; the old file is untouched then, and nothing else is left.
+    """
+    try:
+        _replace(path, data)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -38,8 +54,16 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they are not there yet; StorageError when that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_directory(directory: Path) -> None:

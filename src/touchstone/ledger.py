@@ -5,15 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-from pydantic import ValidationError
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from touchstone.canonical import atomic_write, canonical_json, sha256_hex, sync_directory
 from touchstone.clock import utc_now
 from touchstone.records import Attempt, EntryKind, Environment, LedgerEntry, QualityAttempt, Record, RunEvent, RunPlan
 
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -48,9 +48,9 @@ def read_ledger(path: Path) -> tuple[LedgerEntry, ...]:
 class Ledger:
     """The one writer of a ledger. Holds an exclusive lock on the file until closed; a context manager."""
 
-    def __init__(self, path: Path, file: BinaryIO, entries: tuple[LedgerEntry, ...]) -> None:
+    def __init__(self, path: Path, file: FileIO, entries: tuple[LedgerEntry, ...]) -> None:
         self._path = path
-        self._file = file
+        self._file = file  # without a buffer, so that nothing of a line that failed is written later
         self._entries = list(entries)
         self.torn_file: Path | None = None
 
@@ -59,7 +59,7 @@ class Ledger:
         """Begin a new ledger; LedgerError if one exists."""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = path.open("xb")
+            file = path.open("xb", buffering=0)
         except FileExistsError:
             raise LedgerError(
                 f"{path} exists already; continue it with --resume, or choose another folder with --out"
@@ -75,7 +75,7 @@ class Ledger:
         A torn last line, left by a crash, is moved to a file of its own beside the ledger; `torn_file` names it then.
         """
         try:
-            file = path.open("r+b")
+            file = path.open("r+b", buffering=0)
         except FileNotFoundError:
             raise LedgerError(f"{path} does not exist; there is no run to resume: leave --resume away") from None
         try:
@@ -96,7 +96,7 @@ class Ledger:
         return tuple(self._entries)
 
     def append(self, kind: EntryKind, body: Environment | RunPlan | RunEvent | Attempt | QualityAttempt) -> LedgerEntry:
-        """Add one entry; it is on disk when this returns."""
+        """Add one entry; it is on disk when this returns. LedgerError, and nothing added, when it cannot be written."""
         if not isinstance(body, _BODY_OF_KIND[kind]):
             raise LedgerError(
                 f"an entry of kind {kind!r} holds {_BODY_OF_KIND[kind].__name__}, not {type(body).__name__}"
@@ -109,9 +109,12 @@ class Ledger:
             "body": body.model_dump(mode="json"),
         }
         entry = LedgerEntry(**(fields | {"body": body}), sha256=sha256_hex(canonical_json(fields)))
-        self._file.write(canonical_json(entry) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._write(canonical_json(entry) + b"\n")
+        except OSError as error:
+            raise LedgerError(
+                f"{self._path} cannot be written ({error.strerror}); make room there, then go on with --resume"
+            ) from error
         self._entries.append(entry)
         return entry
 
@@ -126,6 +129,20 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, line: bytes) -> None:
+        """Write a line to its end, or take back what a full disk or an interrupt left of it."""
+        begin = self._file.tell()
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except BaseException:
+            with suppress(OSError):  # what cannot be taken back is a torn line, which resuming sets aside
+                self._file.truncate(begin)
+                self._file.seek(begin)
+            raise
 
     def _set_aside(self, torn: bytes, *, keep: int) -> None:
         """Save the torn bytes first, then cut them off: a crash between the two loses nothing."""
@@ -143,7 +160,7 @@ def _read_bytes(path: Path) -> bytes:
         raise LedgerError(f"{path} does not exist; name a folder that `touchstone run` has written") from None
 
 
-def _lock(path: Path, file: BinaryIO) -> None:
+def _lock(path: Path, file: FileIO) -> None:
     """Take the lock that dies with the process; the file is closed if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +177,7 @@ def _parse(path: Path, data: bytes) -> tuple[tuple[LedgerEntry, ...], bytes]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = _check_line(line, seq=number - 1, previous=previous)
-        except (ValueError, ValidationError) as error:
+        except (ValueError, RecursionError) as error:
             raise LedgerError(f"{path}, line {number}: {error}") from error
         entries.append(entry)
         previous = entry.sha256

@@ -8,9 +8,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from touchstone.canonical import atomic_write, canonical_json, sha256_hex
+from touchstone.canonical import atomic_write, canonical_json, make_folder, sha256_hex
 from touchstone.records import Trace
 
 if TYPE_CHECKING:
@@ -65,7 +63,7 @@ def store_trace(run_dir: Path, trace: Trace) -> str:
     data = canonical_json(trace)
     sha256 = sha256_hex(data)
     path = trace_path(run_dir, sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     atomic_write(path, gzip.compress(data, mtime=0))
     return sha256
 
@@ -83,5 +81,5 @@ def load_trace(run_dir: Path, sha256: str) -> Trace:
         raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
     try:
         return Trace.model_validate(json.loads(data))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"{path} holds no valid trace: {error}") from error
