@@ -31,6 +31,7 @@ from rich.console import Console
 from quality_tables import print_tables
 from syntax_tree import Cause, split_lines
 from tool_join import ask_lizard, join
+from touchstone.canonical import atomic_write
 from touchstone.records import CodeMetrics, FileMetrics
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_tables(code, console)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(code.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        atomic_write(options.json, f"{code.model_dump_json(indent=2)}\n".encode())
     return _verdict(code, errors)
 
 

@@ -13,16 +13,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from touchstone.analysis.runs import RunsError
+from touchstone.canonical import atomic_write
 from touchstone.engines.base import EngineError
 from touchstone.engines.registry import ADAPTERS
 from touchstone.environment import EnvironmentRefusedError
 from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.reporting.errors import ReportError
 from touchstone.reproduce.errors import ClaimsError, ComparisonError
-from touchstone.run_command import ReportError, RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
+from touchstone.run_command import RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
 from touchstone.running.models import ModelError
 from touchstone.running.orchestrate import ResumeError
 from touchstone.running.planning import CODE_TEST, PlanError, layout_of
+from touchstone.trace import TraceError
 from touchstone.verify.outcome import NotARunError
 
 if TYPE_CHECKING:
@@ -75,6 +79,9 @@ app = typer.Typer(
 _console = Console()
 _errors = Console(stderr=True)
 
+_INTERRUPTED_RUN = "interrupted; the ledger is whole: the same command with --resume goes on"
+_INTERRUPTED_BEFORE = "interrupted before anything was measured; give the same command again"
+_AGAIN = "then give the same command again (a run that had begun goes on with --resume)"
 _USER_ERRORS = (
     ClaimsError,
     ComparisonError,
@@ -86,6 +93,8 @@ _USER_ERRORS = (
     PlanError,
     ReportError,
     ResumeError,
+    RunsError,
+    TraceError,
 )
 
 
@@ -131,6 +140,10 @@ def main() -> None:
         _fail(str(error), REFUSED)
     except _USER_ERRORS as error:
         _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        if error.filename is None:  # no file that the user could see to
+            raise
+        _fail(f"{error.filename}: {error.strerror}; see to its rights and to the room on its disk, {_AGAIN}", FAILED)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -225,11 +238,13 @@ def run(
         with tempfile.TemporaryDirectory() as workshop:
             _show_plan(plan_run(options, experiments, RESULTS, workshop=Path(workshop)).plan, experiments)
         return
+    planned = None
     try:
         planned = plan_run(options, experiments, RESULTS)
         failed = run_plan(planned, options, _console)
     except KeyboardInterrupt:
-        _fail("interrupted; the ledger is whole: the same command with --resume goes on", INTERRUPTED)
+        begun = planned is not None and (planned.directory / LEDGER_NAME).is_file()
+        _fail(_INTERRUPTED_RUN if begun else _INTERRUPTED_BEFORE, INTERRUPTED)
     _finish(planned.directory, failed)
 
 
@@ -289,7 +304,7 @@ def report(
         typer.echo(text, nl=False)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        atomic_write(out, text.encode())
         _console.print(str(out), highlight=False, soft_wrap=True)
 
 

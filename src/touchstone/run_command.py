@@ -13,6 +13,7 @@ from touchstone.engines.registry import load_adapter
 from touchstone.environment import EnvironmentRefusedError, capture, gate
 from touchstone.experiment import Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.reporting.errors import ReportError
 from touchstone.running import orchestrate
 from touchstone.running.models import choose_model
 from touchstone.running.planning import RunRequest, make_plan
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from touchstone.experiment import Experiment
     from touchstone.ledger import Ledger
     from touchstone.records import Environment, RunPlan, UnitPlan
-
-
-class ReportError(ValueError):
-    """A run from which no report can be made; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,14 +132,24 @@ def test_the_gate_of_a_paper_run_lists_its_reasons_and_measures_nothing(command,
     assert not (tmp_path / "paper" / LEDGER_NAME).exists()
 
 
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(command, monkeypatch):
-    def interrupt(*_args, **_options):
-        raise KeyboardInterrupt
+def interrupted(*_args, **_options):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "plan_run", interrupt)
+
+def test_an_interrupt_before_the_ledger_ends_with_130_and_does_not_speak_of_resuming(command, monkeypatch):
+    monkeypatch.setattr(cli, "plan_run", interrupted)
     status, _, errors = command("run")
     assert status == 130
-    assert "--resume" in errors
+    assert "before anything was measured; give the same command again" in errors
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(command, monkeypatch, tmp_path):
+    (tmp_path / LEDGER_NAME).touch()
+    monkeypatch.setattr(cli, "plan_run", lambda *_args, **_options: SimpleNamespace(directory=tmp_path))
+    monkeypatch.setattr(cli, "run_plan", interrupted)
+    status, _, errors = command("run")
+    assert status == 130
+    assert "the same command with --resume goes on" in errors
 
 
 def test_a_refusal_is_printed_as_it_is_even_with_brackets(command, monkeypatch):

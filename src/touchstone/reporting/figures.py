@@ -7,6 +7,7 @@ sentences belong to the captions in the report. Colours are those of Okabe and I
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from touchstone.canonical import atomic_write
+from touchstone.reporting.errors import ReportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +58,7 @@ _ECDF_POINTS = 400
 _MAX_COLUMNS = 3
 
 
-class FigureError(ValueError):
+class FigureError(ReportError):
     """A figure cannot be drawn as promised; the message names the figure and what is wrong."""
 
 
@@ -100,12 +104,14 @@ def _house_style() -> Iterator[None]:
 def save_svg(figure: Figure, path: Path) -> None:
     """Write a figure without date and with fixed ids; FigureError if a character has no glyph in the font."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    svg = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=r"Glyph .* missing")
         try:
-            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         except UserWarning as warning:
             raise FigureError(f"{path.name}: {warning}; use a label that the figure font holds") from warning
+    atomic_write(path, svg.getvalue())
 
 
 @_house_style()

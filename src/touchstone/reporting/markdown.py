@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from touchstone.experiment import Bilingual
+from touchstone.reporting.errors import ReportError
 from touchstone.reporting.formatting import exact
 from touchstone.reporting.values import Amount, Code, Term
 
@@ -33,10 +34,6 @@ _QUOTED = re.compile(r"`([^`]+)`")
 _IDENTIFIER = re.compile(r"((?<![A-Za-z0-9_.])[A-Za-z][A-Za-z0-9.]*_[A-Za-z0-9_.]*[A-Za-z0-9_])")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SPACES_AT_END = re.compile(r"[ \t]+$", re.MULTILINE)
-
-
-class ReportError(ValueError):
-    """The report cannot be made; the message names the template, the variable or the term."""
 
 
 @dataclass(frozen=True, slots=True)

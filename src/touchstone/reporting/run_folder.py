@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from touchstone.analysis.results import derive_results
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, QualityAttempt, RunPlan
-from touchstone.reporting.markdown import ReportError
+from touchstone.reporting.errors import ReportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
