@@ -3,39 +3,66 @@
 Question   How much host time does a decode step cost with and without graphs, and what does that do to the rate?
 Compare    the same requests, CUDA graphs off against on; nothing else differs.
 Workload   short prompts and long outputs, so that nearly all steps are pure decode; all submitted at once.
-Measure    host time from the beginning of a decode step until its launch has returned; decode tokens step by step.
-Derived    overhead reduction = 1 - host time on / host time off; improvement = decode rate on / decode rate off - 1.
+Sweep      batches from one request to 256.
+Measure    host time from the beginning of a decode step until its launch has returned; decode tokens step by step; the
+           device's own time of each step; seconds and bytes that capturing the graphs took, once, before the first run.
+Derived    overhead reduction = 1 - host time on / host time off; improvement = decode rate on / decode rate off - 1;
+           earned back after capture seconds / (seconds a token off - seconds a token on) tokens, or never.
 Accept     both arms return equal token counts; the "on" arm's decode steps were replayed from graphs.
 """
 
-from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
+from touchstone.experiment import Arm, Axis, Bilingual, Design, Experiment, Measure, Point, Profile
+from touchstone.records import WorkloadSpec
 from touchstone.workload import fixed
+
+SWEPT = (
+    Measure("decode_throughput"),
+    Measure("decode_step_time"),
+    Measure("cpu_overhead"),
+    Measure("device_idle_share"),
+)
+
+
+def batch(requests: int) -> dict[Profile, WorkloadSpec]:
+    """Let so many requests decode together from beginning to end."""
+    return {
+        Profile.SMOKE: fixed(requests, 16, 32),
+        Profile.QUICK: fixed(requests, 32, 64),
+        Profile.PAPER: fixed(requests, 32, 128),
+    }
+
 
 EXPERIMENT = Experiment(
     plan_id="2.3",
     title=Bilingual("CUDA graphs", "CUDA 图捕获效益测试"),
-    question=Bilingual("What do CUDA graphs save in decode steps?", "CUDA 图能为解码步节省多少 CPU 开销？"),
+    question=Bilingual(
+        "What do CUDA graphs save in decode steps, and when is their capture earned back?",
+        "CUDA 图能为解码步节省多少 CPU 开销？捕获成本何时收回？",
+    ),
     method=Bilingual(
         "The same requests run with CUDA graphs off and on, in paired blocks of alternating order (ABBA or BAAB by a "
         "seeded coin), each arm on an engine of its own. Host time until the launch has returned is measured for every "
-        "decode step, apart from the wall-clock time.",
+        "decode step, and so is the device's own time, apart from the wall-clock time. The engine times the capture of "
+        "its graphs and reads the device's free memory before and after it.",
         "同一批请求分别在 CUDA 图关闭与开启时运行，按成对区组交替排序（由种子决定 ABBA 或 BAAB），"
-        "每一组使用独立的引擎。对每个解码步单独测量主机耗时（直到启动调用返回），与墙钟时间分开。",
+        "每一组使用独立的引擎。对每个解码步单独测量主机耗时（直到启动调用返回）与设备自身耗时，均与墙钟时间分开。"
+        "引擎对捕获过程计时，并在前后读取设备的空闲显存。",
     ),
-    workload={
-        Profile.SMOKE: fixed(8, 16, 32),
-        Profile.QUICK: fixed(8, 32, 128),
-        Profile.PAPER: fixed(8, 32, 512),
-    },
+    workload=batch(8),
     arms=(Arm("off", {"cuda_graphs": False}), Arm("on", {"cuda_graphs": True})),
     measures=(
         Measure("cpu_overhead_reduction", result="cpu_overhead_reduction"),
         Measure("decode_throughput_improvement", result="throughput_improvement"),
-        Measure("cpu_overhead"),
-        Measure("decode_throughput"),
-        Measure("decode_step_time"),
-        Measure("device_idle_share"),
+        *SWEPT,
+        Measure("num_cuda_graphs"),
+        Measure("graph_capture_time"),
+        Measure("graph_capture_memory"),
     ),
     design=Design.PAIRED_BLOCKS,
     requires=frozenset({"GPU", "steps"}),
+    sweep=(
+        Axis(
+            "batch", SWEPT, tuple(Point(f"batch-{size}", batch(size)) for size in (1, 32, 128, 256)), includes_test=True
+        ),
+    ),
 )

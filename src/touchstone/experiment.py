@@ -124,13 +124,14 @@ class Point:
 class Axis:
     """A sweep: the test's comparison made again at several values of one quantity.
 
-    `id` is a key of `touchstone.coordinates.COORDINATES`, which reads from a planned test where it lies on the axis,
-    the test itself included. `measures` are what the points report.
+    `id` is a key of `touchstone.coordinates.COORDINATES`, which reads from a planned test where it lies on the axis.
+    `measures` are what the points report. `includes_test` says that the test itself differs from them in nothing else.
     """
 
     id: str
     measures: tuple[Measure, ...]
     points: tuple[Point, ...]
+    includes_test: bool = False
 
 
 @dataclass(frozen=True, slots=True)

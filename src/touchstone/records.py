@@ -109,7 +109,7 @@ class StepTrace(Record):
     batch: int
     graph: bool
     begin_ns: int
-    launched_ns: int
+    launched_ns: int | None = Field(description="when the host had launched the step; None where no one can tell")
     end_ns: int
     device_ns: int | None
     communication_ns: int | None = Field(default=None, description="device time of the step's collectives")

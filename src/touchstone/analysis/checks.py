@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, cast
 from touchstone.analysis import plausibility, samples
 from touchstone.analysis.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
 from touchstone.analysis.metrics import DICTIONARY, SAMPLES
+from touchstone.analysis.prediction import hit_upper_bound
 from touchstone.analysis.quantities import Quantity
 from touchstone.experiment import Bilingual
 from touchstone.records import Check
-from touchstone.workload import num_sharing, prefix_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from touchstone.analysis.runs import Ledgered, Process, Run, TestRuns
-    from touchstone.records import MemoryParts, RequestTrace, Trace, WorkloadSpec
+    from touchstone.records import MemoryParts, MetricStatistics, RequestTrace, Trace
 
 ROUNDING = 1e-9  # relative error that double precision may leave in an identity
 # Of the total; more than this and the parts do not explain the memory. A process's heap also keeps pages that it has
@@ -39,7 +39,6 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
         ("window_inside_timed_region", _window_outside, _WINDOW, _is_complete),
         ("rate_times_time_is_tokens", _rate_identity, _RATE, _is_complete),
         ("latency_identity", _latency_identity, _LATENCY, _is_complete),
-        ("percentiles_ordered", _percentiles_disordered, _ORDERED, _is_complete),
         ("step_time_within_total", _steps_exceed, _STEP_TIME, _has_steps),
         ("steps_account_for_tokens", _steps_miscount, _STEP_TOKENS, _has_steps),
         ("total_rate_within_parts", _rate_too_high, _PARTS, _has_steps),
@@ -70,20 +69,6 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
     )
     found = (_attempts_accounted(test), _one_environment(ledgered, test), *over_runs, *paired, *over_test)
     return tuple(check for check in found if check is not None)
-
-
-def hit_upper_bound(spec: WorkloadSpec, prompt_lengths: Sequence[int], block_size: int) -> int:
-    """Most prompt tokens that a cold cache of whole blocks can give to requests of these lengths.
-
-    The sharing requests are taken to be those with the longest common part. Each can reuse the whole blocks of its
-    part of the prefix, except its last token, which must be computed; and every block of the longest part must have
-    been computed once by some request: at most the sum less the largest.
-    """
-    reusable = sorted(
-        (min(prefix_length(spec, length), length - 1) // block_size * block_size for length in prompt_lengths),
-        reverse=True,
-    )[: num_sharing(spec)]
-    return sum(reusable) - max(reusable, default=0)
 
 
 # --- the attempts ---------------------------------------------------------------------------------------------------
@@ -186,6 +171,50 @@ def _work(trace: Trace) -> tuple[tuple[int, int, int], ...]:
 def _arm_total(process: Process, arm: str) -> int:
     requests = (request for run in process.of_arm(arm) for request in run.facts.trace.requests)
     return sum(request.prompt_tokens + len(request.emissions) for request in requests)
+
+
+# --- the numbers that are given -------------------------------------------------------------------------------------
+
+
+def percentiles_ordered(described: Sequence[MetricStatistics]) -> Check | None:
+    """Catch percentiles of different samples, or by a wrong formula: p50 <= p90 <= p99 <= max in every single run."""
+    pairs = [pair for sample in SAMPLES for pair in _neighbours(sample, described)]
+    if not pairs:
+        return None
+    wrong = [(low, high) for low, high in pairs if any(_exceeds(*runs) for runs in _run_by_run(low, high))]
+    if wrong:
+        low, high = wrong[0]
+        first = Bilingual(
+            f"; first: {low.metric} ({low.arm}) exceeds {high.metric}",
+            f"；首个：{low.metric}（{low.arm}）大于 {high.metric}",
+        )
+    else:
+        first = Bilingual("", "")
+    return Check(
+        id="percentiles_ordered",
+        passed=not wrong,
+        detail=f"{len(pairs)} pairs of percentiles of one sample, {len(wrong)} out of order{first.en}",
+        detail_zh=f"同一样本的百分位数相邻对 {len(pairs)} 个，其中 {len(wrong)} 个次序不对{first.zh}",
+    )
+
+
+def _neighbours(
+    sample: str, described: Sequence[MetricStatistics]
+) -> Iterator[tuple[MetricStatistics, MetricStatistics]]:
+    for arm in dict.fromkeys(item.arm for item in described):
+        of_arm = {item.metric: item for item in described if item.arm == arm}
+        names = (f"{sample}_{name}" for name in (*PERCENTILES, "max"))
+        yield from pairwise(of_arm[name] for name in names if name in of_arm)
+
+
+def _run_by_run(low: MetricStatistics, high: MetricStatistics) -> Iterator[tuple[float, float]]:
+    """Pair the values of each timed run; a metric that is withheld has none."""
+    rows = zip(low.repetitions, high.repetitions, strict=False)
+    return (pair for row in rows for pair in zip(*row, strict=True))
+
+
+def _exceeds(low: float, high: float) -> bool:
+    return low > high * (1 + ROUNDING)
 
 
 # --- each run by itself ---------------------------------------------------------------------------------------------
@@ -305,20 +334,8 @@ def _latency_identity(run: Run) -> Finding:
                 f"request {name}: {rebuilt:.0f} ns against {total} ns",
                 f"请求 {name}：{rebuilt:.0f} ns，实测 {total} ns",
             )
-    if any(gap < 0 for gap in samples.itl(trace)):
+    if (samples.itl(trace) < 0).any():
         return Bilingual("a token came before the one before it", "有 token 早于其前一个 token")
-    return None
-
-
-_ORDERED = Bilingual("p50 <= p90 <= p99 <= max in every distribution", "各分布均满足 p50 <= p90 <= p99 <= 最大值")
-
-
-def _percentiles_disordered(run: Run) -> Finding:
-    for sample in SAMPLES:
-        found = [DICTIONARY[f"{sample}_{name}"].compute(run.facts) for name in (*PERCENTILES, "max")]
-        values = [quantity.value for quantity in found if isinstance(quantity, Quantity)]
-        if any(low > high * (1 + ROUNDING) for low, high in pairwise(values)):
-            return Bilingual(f"{sample}: {values}", f"{sample}：{values}")
     return None
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from touchstone.analysis import samples
+from touchstone.analysis import prediction, samples
 from touchstone.analysis.quantities import Measured, NotAvailable, Quantity, Unit
 from touchstone.experiment import Bilingual
-from touchstone.records import EngineFacts, MemoryParts, RequestTrace, Telemetry, Trace
+from touchstone.records import EngineFacts, GraphCapture, MemoryParts, RequestTrace, Telemetry, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from touchstone.analysis.prediction import Asked
 
 MIN_SAMPLES_FOR_P99 = 100
 MIN_S_FOR_ENERGY = 10
@@ -26,33 +28,36 @@ NS_PER_S = 1e9
 NS_PER_MS = 1e6
 BYTES_PER_GB = 1e9
 
-Draw: TypeAlias = Callable[[Trace], Sequence[float] | NotAvailable]
+Milliseconds: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+Draw: TypeAlias = "Callable[[Trace], Sequence[float] | samples.Nanoseconds | NotAvailable]"
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What one timed run left behind."""
+    """What one timed run left behind; `graphs` is what capturing them cost the arm's engine."""
 
     trace: Trace
     memory: MemoryParts | None = None
     engine: EngineFacts | None = None
     telemetry: Telemetry | None = None
+    asked: Asked | None = None
+    graphs: GraphCapture | None = None
 
 
-def sample_ms(draw: Draw, trace: Trace) -> tuple[float, ...] | NotAvailable:
+def sample_ms(draw: Draw, trace: Trace) -> Milliseconds | NotAvailable:
     """Draw the samples of one run in milliseconds, or say why there are none."""
     if (reason := samples.unfinished(trace)) is not None:
         return reason
     drawn = draw(trace)
     if isinstance(drawn, NotAvailable):
         return drawn
-    if not drawn:
+    if len(drawn) == 0:
         return NotAvailable(
             Bilingual(
                 "every request returned a single token, so no gap exists", "每个请求只返回一个 token，没有间隔可测"
             )
         )
-    return tuple(value / NS_PER_MS for value in drawn)
+    return np.asarray(drawn, dtype=np.float64) / NS_PER_MS
 
 
 PERCENTILES: Mapping[str, float] = MappingProxyType({"p50": 50.0, "p90": 90.0, "p99": 99.0})
@@ -71,7 +76,7 @@ def max_of(draw: Draw, facts: RunFacts) -> Measured:
     values = sample_ms(draw, facts.trace)
     if isinstance(values, NotAvailable):
         return values
-    return Quantity(max(values), Unit.MILLISECONDS, len(values), {"N": len(values)})
+    return Quantity(float(values.max()), Unit.MILLISECONDS, len(values), {"N": len(values)})
 
 
 def percentile_of(draw: Draw, percent: float, facts: RunFacts) -> Measured:
@@ -131,7 +136,7 @@ def total_time(facts: RunFacts) -> Measured:
     """Window from the first arrival to the last token."""
     if (reason := samples.unfinished(facts.trace)) is not None:
         return reason
-    last = max(samples.token_times(facts.trace, request)[-1] for request in facts.trace.requests) / NS_PER_S
+    last = max(samples.last_token_ns(facts.trace, request) for request in facts.trace.requests) / NS_PER_S
     first = min(request.arrival_ns for request in facts.trace.requests) / NS_PER_S
     return Quantity(
         samples.window_ns(facts.trace) / NS_PER_S, Unit.SECONDS, terms={r"\max e_i": last, r"\min a_i": first}
@@ -293,6 +298,80 @@ def pool_blocks(facts: RunFacts) -> int | None:
     if facts.memory is not None and facts.memory.kv_block_bytes > 0:
         return facts.memory.kv_pool_bytes // facts.memory.kv_block_bytes or None
     return None
+
+
+# --- the prefix cache against its prediction ------------------------------------------------------------------------
+
+NO_PREDICTION = NotAvailable(
+    Bilingual(
+        "the engine does not say when cached blocks can be found, or its block size, vocabulary or admissions",
+        "该引擎没有说明缓存块何时可被命中，或未给出块大小、词表大小、进入调度的时间",
+    )
+)
+
+
+def cached_tokens(facts: RunFacts) -> Measured:
+    """Prompt tokens found in the cache at admission."""
+    cached = [request.cached_tokens for request in facts.trace.requests]
+    known = [value for value in cached if value is not None]
+    return Quantity(sum(known), Unit.TOKENS) if len(known) == len(cached) else NO_CACHED_TOKENS
+
+
+def predicted_cached_tokens(facts: RunFacts) -> Measured:
+    """Prompt tokens that a cache must find by `touchstone.analysis.prediction`; none with the cache off."""
+    size, asked = _fact(facts, "block_size"), facts.asked
+    vocabulary = facts.engine.model.get("vocab_size") if facts.engine is not None else None
+    order = prediction.admission_order(facts.trace.requests)
+    if asked is None or size is None or order is None or not isinstance(vocabulary, int):
+        return NO_PREDICTION
+    if facts.engine is None or not facts.engine.shares_at_admission:
+        return NO_PREDICTION
+    blocks = 0
+    if asked.options.get("prefix_cache") is not False:
+        prompts = prediction.prompts_of(asked.workload, vocabulary, asked.seed)
+        blocks = sum(prediction.hit_blocks(prompts, order, size))
+    return Quantity(blocks * size, Unit.TOKENS, terms={"b": size, r"\sum h_i": blocks})
+
+
+def cached_tokens_bound(facts: RunFacts) -> Measured:
+    """Prompt tokens that a cold cache can find at most, in whatever order the requests are admitted."""
+    size, asked = _fact(facts, "block_size"), facts.asked
+    if asked is None or size is None:
+        return NO_PREDICTION
+    off = asked.options.get("prefix_cache") is False
+    lengths = [request.prompt_tokens for request in facts.trace.requests]
+    reusable = [] if off else prediction.reusable_tokens(asked.workload, lengths, size)
+    terms = {r"\sum u_i": sum(reusable), r"\max u_i": max(reusable, default=0)}
+    return Quantity(terms[r"\sum u_i"] - terms[r"\max u_i"], Unit.TOKENS, terms=terms)
+
+
+def _fact(facts: RunFacts, name: str) -> int | None:
+    """Read a size from the engine's settings, None where it does not tell."""
+    value = facts.engine.settings.get(name) if facts.engine is not None else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+# --- CUDA graphs ----------------------------------------------------------------------------------------------------
+
+NO_GRAPHS = NotAvailable(Bilingual("the engine of this arm captured no CUDA graphs", "该组的引擎没有捕获 CUDA 图"))
+
+
+def num_cuda_graphs(facts: RunFacts) -> Measured:
+    """Graphs captured before the first request."""
+    return NO_GRAPHS if facts.graphs is None else Quantity(facts.graphs.num_graphs, Unit.GRAPHS)
+
+
+def graph_capture_time(facts: RunFacts) -> Measured:
+    """Seconds that capturing them took."""
+    return NO_GRAPHS if facts.graphs is None else Quantity(facts.graphs.capture_s, Unit.SECONDS)
+
+
+def graph_capture_memory(facts: RunFacts) -> Measured:
+    """Device memory that they keep."""
+    if facts.graphs is None:
+        return NO_GRAPHS
+    size = facts.graphs.capture_bytes
+    return Quantity(size / BYTES_PER_GB, Unit.GIGABYTES, terms={"M": size})
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

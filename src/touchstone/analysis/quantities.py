@@ -30,6 +30,7 @@ class Unit(StrEnum):
     TOKENS_PER_STEP = "tokens/step"
     REQUESTS = "requests"
     PREEMPTIONS = "preemptions"
+    GRAPHS = "graphs"
     GIGABYTES = "GB"
     PERCENT = "%"
     ENERGY_A_TOKEN = "J/token"  # noqa: S105  a token of text, not of access

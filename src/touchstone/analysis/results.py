@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from touchstone.analysis.checks import check_test
+from touchstone.analysis.arm_checks import arm_checks
+from touchstone.analysis.checks import check_test, percentiles_ordered
 from touchstone.analysis.code_quality import (
     METHOD,
     quality_checks,
@@ -17,6 +18,8 @@ from touchstone.analysis.code_quality import (
 )
 from touchstone.analysis.machine import canary_summary, telemetry_summary
 from touchstone.analysis.metrics import DICTIONARY
+from touchstone.analysis.payback import METRIC as DECODE_RATE
+from touchstone.analysis.payback import payback_of
 from touchstone.analysis.plausibility import (
     instrument_checks,
     not_far_below_roofline,
@@ -27,9 +30,12 @@ from touchstone.analysis.plausibility import (
 from touchstone.analysis.prose import describe_hardware, how_obtained, verification
 from touchstone.analysis.roofline import fastest
 from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
+from touchstone.analysis.scaling import Evidence as ScalingEvidence
+from touchstone.analysis.scaling import declared_fields, scaling_checks, scaling_fields, scaling_series
+from touchstone.analysis.scaling import gather as scaling_evidence
 from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results, withhold
 from touchstone.canonical import atomic_write
-from touchstone.experiment import INSTRUMENT_TEST, Bilingual
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual, family_of, is_point
 from touchstone.ledger import LEDGER_NAME
 from touchstone.records import SCHEMA_VERSION, Evidence, Prose, Result, Verdict
 
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from touchstone.experiment import Experiment
-    from touchstone.records import Check, Lengths, MetricStatistics, QualityAttempt
+    from touchstone.records import Check, Effect, Lengths, MetricStatistics, QualityAttempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,38 @@ def derive_results(run_dir: Path, experiments: Mapping[str, Experiment]) -> tupl
     """Derive one result for every test of the plan, in the plan's order, from a run folder.
 
     `experiments` maps plan ids to what the bench files declare. A test that was not measured, whole or for lack of a
-    valid process, has a result that says why.
+    valid process, has a result that says why. After each test come the points of its sweep that the run planned.
     """
     ledgered = read_runs(run_dir)
-    results = tuple(_derive(ledgered, test_id, experiments.get(test_id)) for test_id in PLAN)
+    effects = _effects(ledgered, experiments)
+    derived: dict[str, Result] = {}
+    for test_id in _ids(ledgered):  # a scaling test takes its denominator from a result before it
+        experiment = experiments.get(test_id)
+        scaling = scaling_evidence(ledgered, experiment, derived)
+        derived[test_id] = _derive(ledgered, test_id, experiment, effects.get(test_id, ()), scaling)
+    results = tuple(derived.values())
     return tuple(_voided(result, void_reason(results)) for result in results)
+
+
+def _ids(ledgered: Ledgered) -> tuple[str, ...]:
+    """List every test of the plan, each followed by its points, in the order in which the run planned them."""
+    planned = [*ledgered.tests, *(missing.test_id for missing in ledgered.plan.not_measured)]
+    return tuple(
+        each
+        for test_id in PLAN
+        for each in (test_id, *(other for other in planned if is_point(other) and family_of(other) == test_id))
+    )
+
+
+def _effects(ledgered: Ledgered, experiments: Mapping[str, Experiment]) -> dict[str, tuple[Effect, ...]]:
+    """Compare the arms of every measured test, each together with the points of its sweep."""
+    families: dict[str, list[tuple[TestRuns, Experiment]]] = {}
+    for test_id, test in ledgered.tests.items():
+        experiment = experiments.get(test_id)
+        if experiment is not None and test.processes:
+            check_experiment(experiment)
+            families.setdefault(family_of(test_id), []).append((test, experiment))
+    return {test_id: effects for members in families.values() for test_id, effects in paired_effects(members).items()}
 
 
 def void_reason(results: Iterable[Result]) -> Bilingual | None:
@@ -87,7 +120,7 @@ def _voided(result: Result, reason: Bilingual | None) -> Result:
     """Void the verdicts of a test's effects; placebo and control themselves keep theirs, being the reason."""
     if reason is None or result.test_id == INSTRUMENT_TEST:
         return result
-    return result.model_copy(update={"effects": void_effects(result.effects, reason)})
+    return result.model_copy(update={"effects": void_effects(result.effects, reason), "payback": None})
 
 
 def write_results(results: Iterable[Result], out_dir: Path) -> list[Path]:
@@ -97,38 +130,51 @@ def write_results(results: Iterable[Result], out_dir: Path) -> list[Path]:
     for result in results:
         text = json.dumps(result.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
         Result.model_validate_json(text)
-        path = out_dir / f"{result.test_id}_{PLAN[result.test_id].slug}.json"
+        path = out_dir / f"{result.test_id}_{PLAN[family_of(result.test_id)].slug}.json"
         atomic_write(path, text.encode())
         paths.append(path)
     return paths
 
 
-def _derive(ledgered: Ledgered, test_id: str, experiment: Experiment | None) -> Result:
+def _derive(
+    ledgered: Ledgered,
+    test_id: str,
+    experiment: Experiment | None,
+    effects: tuple[Effect, ...],
+    scaling: ScalingEvidence | None,
+) -> Result:
     if test_id == CODE_TEST and ledgered.quality is not None:
         return _quality(ledgered, *ledgered.quality)
     test = ledgered.tests.get(test_id)
     if test is not None and experiment is not None and test.processes:
-        return _measured(ledgered, test, experiment)
-    return _not_measured(ledgered, test_id, test, experiment)
+        return _measured(ledgered, test, experiment, effects, scaling)
+    return _not_measured(ledgered, test_id, test, experiment, scaling)
 
 
 # --- the three kinds of result --------------------------------------------------------------------------------------
 
 
-def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Result:
-    check_experiment(experiment)
-    effects = paired_effects(test, experiment)
+def _measured(
+    ledgered: Ledgered,
+    test: TestRuns,
+    experiment: Experiment,
+    effects: tuple[Effect, ...],
+    scaling: ScalingEvidence | None,
+) -> Result:
     raw = metric_statistics(test, experiment, fastest(ledgered.readings), ledgered.plan.device)
-    far_below = not_far_below_roofline(raw)
+    of_numbers = (percentiles_ordered(raw), not_far_below_roofline(raw))
     checks = (
         *check_test(ledgered, test),
-        *(() if far_below is None else (far_below,)),
+        *arm_checks(test),
+        *(check for check in of_numbers if check is not None),
         *instrument_checks(test, effects),
+        *(() if scaling is None else scaling_checks(scaling, raw)),
     )
     described = tuple(_refused(item, checks) for item in raw)
     shown = {item.metric for item in described if item.verdict is not Verdict.INVALID}
     effects = tuple(effect for effect in effects if effect.metric in shown)
     how, verified = how_obtained(test, experiment), verification(test, described, checks)
+    series = () if scaling is None else scaling_series(scaling, described, checks, None)
     return Result(
         test_id=experiment.plan_id,
         schema_version=SCHEMA_VERSION,
@@ -140,7 +186,7 @@ def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Res
         hardware=describe_hardware(ledgered.environment, ledgered.plan.device),
         method=experiment.method.en,
         parameters=_parameters(ledgered, test),
-        results=plan_results(experiment, described, effects),
+        results=plan_results(experiment, described, effects) | scaling_fields(experiment, series),
         how_obtained=how.en,
         verification=verified.en,
         zh=Prose(
@@ -148,10 +194,12 @@ def _measured(ledgered: Ledgered, test: TestRuns, experiment: Experiment) -> Res
         ),
         statistics=described,
         effects=effects,
+        scaling=series,
         checks=checks,
         evidence=_evidence(ledgered, test),
         canary=canary_summary(ledgered, test),
         telemetry=telemetry_summary(test),
+        payback=payback_of(test) if DECODE_RATE in shown else None,
     )
 
 
@@ -198,11 +246,21 @@ def _quality(ledgered: Ledgered, seq: int, attempt: QualityAttempt) -> Result:
     )
 
 
-def _not_measured(ledgered: Ledgered, test_id: str, test: TestRuns | None, experiment: Experiment | None) -> Result:
+def _not_measured(
+    ledgered: Ledgered,
+    test_id: str,
+    test: TestRuns | None,
+    experiment: Experiment | None,
+    scaling: ScalingEvidence | None,
+) -> Result:
+    """Say why a test has no numbers; a scaling test still shows its baseline, and why each arm is absent."""
     reason = _why_not_measured(ledgered, test_id, test)
-    title = experiment.title if experiment is not None else PLAN[test_id].title
+    title = experiment.title if experiment is not None else PLAN[family_of(test_id)].title
     method = experiment.method if experiment is not None else METHOD if test_id == CODE_TEST else reason
     fields = {measure.result for measure in experiment.measures if measure.result} if experiment is not None else ()
+    series = () if scaling is None else scaling_series(scaling, (), (), reason)
+    filled = {} if experiment is None else dict.fromkeys(declared_fields(experiment))
+    filled |= {} if experiment is None else scaling_fields(experiment, series)
     return Result(
         test_id=test_id,
         schema_version=SCHEMA_VERSION,
@@ -214,12 +272,13 @@ def _not_measured(ledgered: Ledgered, test_id: str, test: TestRuns | None, exper
         hardware=describe_hardware(ledgered.environment, ledgered.plan.device),
         method=method.en,
         parameters=_parameters(ledgered, test) if test is not None else {},
-        results=dict.fromkeys(sorted(fields)),
+        results=dict.fromkeys(sorted(fields)) | filled,
         how_obtained=reason.en,
         verification=reason.en,
         zh=Prose(test_name=title.zh, method=method.zh, how_obtained=reason.zh, verification=reason.zh),
         statistics=(),
         effects=(),
+        scaling=series,
         checks=(),
         evidence=_evidence(ledgered, test) if test is not None and test.attempts else None,
     )

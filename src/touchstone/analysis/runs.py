@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from touchstone.analysis.formulas import RunFacts
+from touchstone.analysis.prediction import Asked
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, PlannedTest, QualityAttempt, RunPlan, UnitPlan
 from touchstone.trace import load_trace
 from touchstone.validity import readings_by_device, readings_of
+from touchstone.workload import at_rate, of_arm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from touchstone.records import Canary, CanaryReading, LedgerEntry, Trace
+    from touchstone.records import Canary, CanaryReading, LedgerEntry, Measurement, Trace
 
 MAX_INVALID_SHARE = 0.2
 
@@ -157,13 +159,13 @@ def _gather(run_dir: Path, plan: RunPlan, test: PlannedTest, entries: tuple[Ledg
         if attempt.valid and attempt.unit_id in units:
             chosen.setdefault(attempt.unit_id, attempt)
     processes = tuple(
-        Process(units[name], _load_runs(run_dir, attempt), _load_repeated(run_dir, attempt))
+        Process(units[name], _load_runs(run_dir, test, attempt), _load_repeated(run_dir, attempt))
         for name, attempt in chosen.items()
     )
     return TestRuns(test, tuple(units.values()), attempts, processes)
 
 
-def _load_runs(run_dir: Path, attempt: Attempt) -> tuple[Run, ...]:
+def _load_runs(run_dir: Path, test: PlannedTest, attempt: Attempt) -> tuple[Run, ...]:
     return tuple(
         Run(
             unit_id=attempt.unit_id,
@@ -176,11 +178,22 @@ def _load_runs(run_dir: Path, attempt: Attempt) -> tuple[Run, ...]:
                 measurement.memory,
                 attempt.engine,
                 measurement.telemetry,
+                _asked(test, measurement),
+                measurement.graphs,
             ),
             canary=measurement.canary,
         )
         for measurement in sorted(attempt.measurements, key=lambda measurement: measurement.position)
     )
+
+
+def _asked(test: PlannedTest, measurement: Measurement) -> Asked | None:
+    """Say what a timed run was asked for, as its worker worked it out from the plan; None for an unknown arm."""
+    arm = next((arm for arm in test.arms if arm.name == measurement.arm), None)
+    if test.workload is None or arm is None:
+        return None
+    workload = at_rate(of_arm(test.workload, arm), measurement.request_rate_per_s)
+    return Asked(workload, measurement.seed, {**test.engine_options, **arm.options})
 
 
 def _load_repeated(run_dir: Path, attempt: Attempt) -> Trace | None:

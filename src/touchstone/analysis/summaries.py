@@ -16,7 +16,7 @@ from touchstone.experiment import Bilingual, Design
 from touchstone.records import Effect, MetricStatistics, Verdict, WorkedExample
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from touchstone.analysis.metrics import MetricDefinition
     from touchstone.analysis.roofline import Peaks
@@ -76,35 +76,65 @@ def base_metric(measure: Measure) -> str:
     return measure.metric if comparison is None else comparison.metric
 
 
-def paired_effects(test: TestRuns, experiment: Experiment) -> tuple[Effect, ...]:
-    """Estimate treatment / baseline of each metric from one log-ratio a process; none for a design without pairs.
+def paired_effects(members: Sequence[tuple[TestRuns, Experiment]]) -> dict[str, tuple[Effect, ...]]:
+    """Estimate treatment / baseline from one log-ratio a process, for a test and the points of its sweep, by test id.
 
-    A metric is left out where a run does not give it or gives a value that is not positive. A count with the same
-    ratio in every block is EXACT and not tested; Holm's adjustment runs over all the others of a treatment.
+    A metric is left out where a run does not give it or gives a value that is not positive. A count with the same ratio
+    in every block is EXACT and not tested; Holm's adjustment runs over all the others of a treatment, in the test and
+    in all of its points together: they are one experiment, and whoever looks at so many ratios sees chance in some.
     """
-    if experiment.design is not Design.PAIRED_BLOCKS or test.too_many_invalid or not test.processes:
-        return ()
-    baseline, *treatments = test.arms
-    return tuple(effect for arm in treatments for effect in _effects_of(test, experiment, baseline, arm))
+    compared = [
+        (test, experiment)
+        for test, experiment in members
+        if experiment.design is Design.PAIRED_BLOCKS and not test.too_many_invalid and test.processes
+    ]
+    treatments = dict.fromkeys(arm for test, _ in compared for arm in test.arms[1:])
+    by_treatment = [_effects_of(compared, arm) for arm in treatments]
+    return {
+        test.planned.test_id: tuple(
+            effect for effects in by_treatment for effect in effects.get(test.planned.test_id, ())
+        )
+        for test, _ in compared
+    }
 
 
-def _effects_of(test: TestRuns, experiment: Experiment, baseline: str, treatment: str) -> tuple[Effect, ...]:
-    found: dict[str, tuple[float, ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The log-ratios of one metric of one test."""
+
+    test: TestRuns
+    metric: str
+    ratios: tuple[float, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is a count that came out alike in every block."""
+        return DICTIONARY[self.metric].counted and len(set(self.ratios)) == 1
+
+
+def _effects_of(compared: Sequence[tuple[TestRuns, Experiment]], treatment: str) -> dict[str, list[Effect]]:
+    """Judge a treatment in all tests of a family, by test id."""
+    found = [blocks for test, experiment in compared for blocks in _blocks_of(test, experiment, treatment)]
+    tested = [blocks for blocks in found if not blocks.exact]
+    margins = {statistics.MARGIN if test.planned.margin is None else test.planned.margin for test, _ in compared}
+    estimates = statistics.ablation_effects([blocks.ratios for blocks in tested], min(margins))
+    by_place = {(one.test.planned.test_id, one.metric): made for one, made in zip(tested, estimates, strict=True)}
+    effects: dict[str, list[Effect]] = {}
+    for one in found:
+        test_id, baseline = one.test.planned.test_id, one.test.arms[0]
+        effects.setdefault(test_id, []).append(
+            _exact_effect(one.test.processes[0], one.metric, baseline, treatment, one.ratios)
+            if one.exact
+            else _tested_effect(one.metric, baseline, treatment, by_place[test_id, one.metric])
+        )
+    return effects
+
+
+def _blocks_of(test: TestRuns, experiment: Experiment, treatment: str) -> Iterator[_Blocks]:
     for name in dict.fromkeys(base_metric(measure) for measure in experiment.measures):
-        blocks = block_log_ratios(test.processes, DICTIONARY[name], baseline, treatment)
-        if blocks is not None:
-            found[name] = blocks
-    exact = {name for name, blocks in found.items() if DICTIONARY[name].counted and len(set(blocks)) == 1}
-    tested = [name for name in found if name not in exact]
-    margin = statistics.MARGIN if test.planned.margin is None else test.planned.margin
-    estimates = statistics.ablation_effects([found[name] for name in tested], margin)
-    by_name = dict(zip(tested, estimates, strict=True))
-    return tuple(
-        _exact_effect(test.processes[0], name, baseline, treatment, blocks)
-        if name in exact
-        else _tested_effect(name, baseline, treatment, by_name[name])
-        for name, blocks in found.items()
-    )
+        ratios = block_log_ratios(test.processes, DICTIONARY[name], test.arms[0], treatment)
+        if ratios is not None:
+            yield _Blocks(test, name, ratios)
 
 
 def block_log_ratios(

@@ -46,8 +46,8 @@ class Layout:
 # number of blocks with which an exact sign-flip test can reach p < .05. k = 3 makes a process's score the median of
 # three. Memory barely varies, so outside the paper three processes show that it does not. `quick` is for a first look
 # and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards. A
-# smoke block goes through its order three times, because its runs last a third of a second, beside neighbours that
-# come and go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
+# smoke block goes through its order twice, because its runs last a third of a second, beside neighbours that come and
+# go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
 # Scaling has a dozen arms of several GPUs each, and starting them takes most of the time: three processes an arm, held
 # against the six of the one-GPU baseline by an interval for unequal samples.
 # A point of a sweep is one block a process, on engines that the test itself or the point before has warmed up already.
@@ -56,7 +56,7 @@ _POINT = "point"
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
-        (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=3, warmups=1),
+        (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=2, warmups=1),
         (Profile.SMOKE, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=8, warmups=1),
         (Profile.SMOKE, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
@@ -67,8 +67,8 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.QUICK, _INSTRUMENT): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _POINT): Layout(processes=3, repetitions=1, warmups=1),
-        (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=2),
-        (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=2),
+        (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
+        (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _STEADY): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=3, warmups=1),
@@ -83,8 +83,9 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "
 # is made from them.
 _PROCESS_S = {"cpu": 3.5, "cuda": 4.5}
 _ENGINE_S = {"cpu": 0.5, "cuda": 2.0}
-_FLOPS_PER_S = {"cpu": 2e10, "cuda": 2e14}
-_STEP_S = {"cpu": 0.004, "cuda": 0.004}
+_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e14}
+_BYTES_PER_S = {"cpu": 1e10, "cuda": 4e12}
+_STEP_S = {"cpu": 0.004, "cuda": 0.0015}
 _CODE_METRICS_S = 10.0
 
 _KV_GRANULE_TOKENS = 64  # a request's KV space is rounded up to this, the least common multiple of usual block sizes
@@ -320,7 +321,7 @@ def _plan_test(
             layout.processes
             * (
                 _start_s(experiment, family, request, len(arms), paired=paired)
-                + _runs_s(workload, arms, layout, request, config, paired=paired)
+                + _runs_s(workload, arms, layout, shared.get("max_num_seqs"), request, config, paired=paired)
             ),
             1,
         ),
@@ -468,15 +469,15 @@ def _runs_s(
     workload: WorkloadSpec,
     arms: Sequence[ArmSpec],
     layout: Layout,
+    most_running: Scalar,
     request: RunRequest,
     config: Mapping[str, Any],
     *,
     paired: bool,
 ) -> float:
     """Guess the seconds of the runs of one process of a paired test, or of one for each arm of any other."""
-    kind = _kind(request.device)
     timed = (2 if paired else 1) * layout.repetitions
-    whole = [_run_s(of_arm(workload, arm), kind, config) for arm in arms]
+    whole = [_run_s(of_arm(workload, arm), most_running, request, config) for arm in arms]
     if workload.load is None:
         return (layout.warmups + timed) * sum(whole)
     return layout.warmups * sum(whole) + whole[0] + timed * sum(whole) * max(1.0, 1 / workload.load)
@@ -486,13 +487,16 @@ def _kind(device: str) -> str:
     return "cuda" if device.startswith("cuda") else "cpu"
 
 
-def _run_s(workload: WorkloadSpec, kind: str, config: Mapping[str, Any]) -> float:
-    """Guess the seconds of one run: arithmetic and steps."""
+def _run_s(workload: WorkloadSpec, most_running: Scalar, request: RunRequest, config: Mapping[str, Any]) -> float:
+    """Guess the seconds of one run: arithmetic, and steps that read the context of every request that runs."""
+    kind, requests = _kind(request.device), workload.num_requests
+    running = min(requests, workload.concurrency or requests, int(most_running or requests))
     inputs = (workload.input_tokens.low + workload.input_tokens.high) / 2
     outputs = (workload.output_tokens.low + workload.output_tokens.high) / 2
-    flops = 2 * num_parameters(config) * workload.num_requests * (inputs + outputs)
-    steps = outputs * (workload.num_requests if workload.concurrency == 1 else 1)
-    return flops / _FLOPS_PER_S[kind] + steps * _STEP_S[kind]
+    flops = 2 * num_parameters(config) * requests * (inputs + outputs)
+    context = running * (inputs + outputs / 2) * kv_bytes_per_token(config, request.dtype)
+    steps = outputs * requests / running
+    return flops / _FLOPS_PER_S[kind] + steps * (_STEP_S[kind] + context / _BYTES_PER_S[kind])
 
 
 # --- in which order -------------------------------------------------------------------------------------------------
