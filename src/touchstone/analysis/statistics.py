@@ -319,6 +319,31 @@ def _effect_verdict(
     return EffectVerdict.EQUIVALENT if is_equivalent(log_ratios, margin) else EffectVerdict.INCONCLUSIVE
 
 
+# --- independent samples ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IndependentRatio:
+    """The ratio of the geometric means of two independent samples; no interval where one holds a single value."""
+
+    ratio: float
+    interval: Interval | None
+
+
+def independent_ratio(above: Sequence[float], below: Sequence[float], level: float = LEVEL) -> IndependentRatio:
+    """Divide the geometric means of positive process scores of two arms that ran in processes of their own.
+
+    The interval is Welch's for a difference of means, on logarithms (Welch 1947).
+    """
+    ours, theirs = _logs(above, 1), _logs(below, 1)
+    ratio = math.exp(float(np.mean(ours) - np.mean(theirs)))
+    if min(len(ours), len(theirs)) < 2:  # noqa: PLR2004  a spread needs two values
+        return IndependentRatio(ratio, None)
+    low, high = _welch_interval(ours, theirs, level)
+    interval = Interval(low=math.exp(low), high=math.exp(high), level=level, method="Welch t on logarithms")
+    return IndependentRatio(ratio, interval)
+
+
 # --- a reviewer's run against the paper's ---------------------------------------------------------------------------
 
 

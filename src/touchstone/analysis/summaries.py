@@ -155,8 +155,8 @@ def plan_results(
 ) -> dict[str, Scalar]:
     """Fill the plan's result fields; None where a value is withheld.
 
-    A single arm gives the field itself. Of a pair the treatment gives it, and the baseline `<field>_<arm>`. Several
-    unpaired arms give `<arm>_<field>`.
+    A single arm gives the field itself. Of a pair the treatment gives it, and of several unpaired arms the first; each
+    other arm gives `<field>_<arm>`.
     """
     medians = {(item.metric, item.arm): item.median for item in described}
     ratios = {effect.metric: effect.ratio for effect in effects}
@@ -182,7 +182,7 @@ def _arm_fields(
     if experiment.design is Design.PAIRED_BLOCKS:
         baseline, treatment = arms
         return {field: medians.get((metric, treatment)), f"{field}_{baseline}": medians.get((metric, baseline))}
-    return {f"{arm}_{field}": medians.get((metric, arm)) for arm in arms}
+    return {f"{field}_{arm}" if index else field: medians.get((metric, arm)) for index, arm in enumerate(arms)}
 
 
 def _roofed(test: TestRuns, item: MetricStatistics, peaks: Peaks, device: str) -> MetricStatistics:

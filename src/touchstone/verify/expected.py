@@ -407,7 +407,8 @@ def _fields(test: TestEvidence, experiment: Experiment, described: Sequence[Json
             fields[name] = made(ratios[compared]) if compared in ratios else None
             continue
         for index, arm in enumerate(test.arms):
-            key = name if len(test.arms) == 1 or (paired and index) else f"{name}_{arm}" if paired else f"{arm}_{name}"
+            plain = len(test.arms) == 1 or (index > 0) == paired
+            key = name if plain else f"{name}_{arm}"
             fields[key] = medians[measure.metric, arm]
     return fields
 
