@@ -11,6 +11,7 @@ from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.reporting.checklist import checklist
 from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
 from touchstone.reporting.formatting import percent
+from touchstone.reporting.headline import front_page
 from touchstone.reporting.machine import RooflineView, machine_views, roofline_views
 from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
 from touchstone.reporting.setting import (
@@ -103,6 +104,7 @@ def report_context(
     numbers = {test.test_id: (*test.headline, *test.supporting) for test in tests}
     return {
         "tests": tests,
+        "front": front_page(run, tests),
         "parts": _parts(tests),
         "measured": tuple(test for test in tests if test.measured),
         "not_measured": tuple(test for test in tests if not test.measured),

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
@@ -64,26 +65,23 @@ def _parser(view_boxes: Mapping[str, str]) -> MarkdownIt:
     parser.core.ruler.push("task_items", _task_items)
     parser.core.ruler.push("headings", _number_headings)
     parser.core.ruler.push("captions", _mark_captions)
-    for name, rule in {
+    rules: Mapping[str, Callable[..., str]] = {
         "html_block": _html_block,
         "html_inline": _html_inline,
         "fence": _fence,
         "formula": _formula,
         "table_open": _table_open,
         "table_close": _table_close,
-    }.items():
+        "image": lambda _, tokens, index, *__: _figure(tokens[index], view_boxes),
+    }
+    for name, rule in rules.items():
         parser.add_render_rule(name, rule)
-
-    def image(_: object, tokens: Sequence[Token], index: int, *__: object) -> str:
-        return _figure(tokens[index], view_boxes)
-
-    parser.add_render_rule("image", image)
     return parser
 
 
 def mathml(formula: str, *, display: bool) -> str:
     """Convert a LaTeX formula to MathML, which browsers show without any script."""
-    return convert(formula.strip(), display="block" if display else "inline")
+    return str(convert(formula.strip(), display="block" if display else "inline"))
 
 
 # --- rules over the tokens ------------------------------------------------------------------------------------------
@@ -113,11 +111,12 @@ def _task_items(state: StateCore) -> None:
 
 def _number_headings(state: StateCore) -> None:
     headings: list[Heading] = state.env["headings"]
+    write = RendererHTML(state.md).renderInline
     for opening, content in zip(state.tokens, state.tokens[1:], strict=False):
         if opening.type == "heading_open" and (level := int(opening.tag[1:])) <= _DEEPEST_ID:
             name = f"{state.env['prefix']}-{len(headings) + 1}"
             opening.attrSet("id", name)
-            html = state.md.renderer.renderInline(content.children or [], state.md.options, state.env)
+            html = write(content.children or [], state.md.options, state.env)
             headings.append(Heading(level, name, html))
 
 

@@ -342,7 +342,8 @@ class _Checker:
         self._everywhere = _quotable_everywhere(case)
         self._quotable = {test_id: _quotable(case, told) for test_id, told in case.results.items()}
         self._tables: dict[tuple[str, ...], Callable[[Place, list[str]], Iterator[str]]] = {
-            ("test", "metric", "arm", "value", "interval", "verdict"): self._headline,
+            ("test", "metric", "arm", "value", "interval", "verdict", "share_of_bound"): self._key_number,
+            ("test", "metric", "arm", "value", "interval", "verdict", "does_it_pay"): self._idea,
             (
                 "arm",
                 "processes",
@@ -484,7 +485,10 @@ class _Checker:
         measured = sum(told["status"] == "measured" for told in case.results.values())
         attempts = case.evidence.attempts()
         valid = sum(attempt["valid"] for attempt in attempts)
-        wanted = [measured, len(case.results) - measured, len(case.evidence.lines), len(attempts), valid]
+        keys = [item["verdict"] for told in case.results.values() for item in told["statistics"] if item["key"]]
+        settled = sum(verdict in {"STABLE", "EXACT"} for verdict in keys)
+        entries = len(case.evidence.lines)
+        wanted = [measured, len(case.results) - measured, entries, len(attempts), valid, len(keys), settled]
         if Counter(numbers(text)) != Counter(map(str, wanted)):
             yield f"the counts are {', '.join(map(str, wanted))}"
 
@@ -505,6 +509,17 @@ class _Checker:
             yield from self._judged(shown, row[3], row[4], row[5])
         else:
             yield from self._without(place, row[0])
+
+    def _key_number(self, place: Place, row: list[str]) -> Iterator[str]:
+        yield from self._headline(place, row)
+        roof = self._roof(row[0], self._report.names.get(row[1].casefold()), _bare(row[2]))
+        yield from _compare(row[6], [] if roof is None else share(roof["share"]))
+
+    def _idea(self, place: Place, row: list[str]) -> Iterator[str]:
+        yield from self._headline(place, row)
+        word = self._words[_does_it_pay(self._case, row[0], self._report.names.get(row[1].casefold()))]
+        if row[6].strip("*") != word:
+            yield f"whether it pays: {word}, not {row[6]}"
 
     def _without(self, place: Place, test_id: str | None) -> Iterator[str]:
         """Refuse numbers in a row about what the results do not hold: a comparison that could not be made."""
@@ -655,6 +670,18 @@ class _Checker:
             yield f"the numbers of check {row[0]} are not those of the results"
         if row[1].strip("*") != self._words["passed" if check["passed"] else "failed"]:
             yield f"check {row[0]} is said to have {row[1]}"
+
+
+def _does_it_pay(case: Case, test_id: str, comparison: str | None) -> str:
+    """Say by a term whether a comparison, all of which are the better the larger, grew, shrank or did neither."""
+    metric, _, made = COMPARISONS.get(comparison or "", ("", "", float))
+    effects = case.results.get(test_id, {"effects": []})["effects"]
+    effect = next((effect for effect in effects if effect["metric"] == metric), None)
+    if effect is None or effect["verdict"] not in {"HIGHER", "LOWER", "EXACT", "EQUIVALENT"}:
+        return "idea_undecided"
+    if effect["verdict"] == "EQUIVALENT" or effect["ratio"] == 1:
+        return "idea_no_matter"
+    return "idea_pays" if made(effect["ratio"]) > made(1.0) else "idea_costs"
 
 
 def _is_head(place: Place, words: Mapping[str, str]) -> bool:

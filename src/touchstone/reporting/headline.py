@@ -1,0 +1,95 @@
+"""The first page: what a reader acts on, chosen from what the chapters show and said by the same views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from touchstone.analysis.metrics import COMPARISONS, Better
+from touchstone.analysis.statistics import EffectVerdict
+from touchstone.records import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from touchstone.analysis.metrics import ComparisonDefinition
+    from touchstone.records import Effect
+    from touchstone.reporting.context import TestView
+    from touchstone.reporting.numbers import ArmView, NumberView
+    from touchstone.reporting.run_folder import Run
+
+IDEAS_PART = "2"
+PAYS, COSTS, NO_MATTER, UNDECIDED = "idea_pays", "idea_costs", "idea_no_matter", "idea_undecided"
+_SETTLED = frozenset({Verdict.STABLE, Verdict.EXACT})
+_SHOWN = frozenset({EffectVerdict.HIGHER, EffectVerdict.LOWER, EffectVerdict.EQUIVALENT, Verdict.EXACT.value})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """One key number of one arm."""
+
+    test_id: str
+    number: NumberView
+    arm: ArmView
+
+
+@dataclass(frozen=True, slots=True)
+class IdeaRow:
+    """What one idea changes, and in a word of the glossary whether that pays."""
+
+    test_id: str
+    number: NumberView
+    arm: ArmView
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPage:
+    """The key numbers, the ideas, and how many of all key numbers are stable or exact."""
+
+    numbers: tuple[KeyRow, ...]
+    ideas: tuple[IdeaRow, ...]
+    num_settled: int
+    num_key: int
+
+
+def front_page(run: Run, tests: Sequence[TestView]) -> FrontPage:
+    """Choose the rows of the first page from the views of the tests, in the plan's order."""
+    keys = [statistics for result in run.results for statistics in result.statistics if statistics.key]
+    effects = {result.test_id: result.effects for result in run.results}
+    return FrontPage(
+        numbers=tuple(row for test in tests if not _is_idea(test) for row in _key_rows(test)),
+        ideas=tuple(row for test in tests if _is_idea(test) for row in _idea_rows(test, effects[test.test_id])),
+        num_settled=sum(statistics.verdict in _SETTLED for statistics in keys),
+        num_key=len(keys),
+    )
+
+
+def _is_idea(test: TestView) -> bool:
+    return test.test_id.partition(".")[0] == IDEAS_PART
+
+
+def _key_rows(test: TestView) -> Iterator[KeyRow]:
+    for number in test.headline:
+        yield from (KeyRow(test.test_id, number, arm) for arm in number.arms)
+
+
+def _idea_rows(test: TestView, effects: Sequence[Effect]) -> Iterator[IdeaRow]:
+    """Take the comparisons only: what one arm alone gave says nothing of the idea."""
+    for number in test.headline:
+        if (comparison := COMPARISONS.get(number.metric)) is not None:
+            effect = next((effect for effect in effects if effect.metric == comparison.metric), None)
+            yield from (IdeaRow(test.test_id, number, arm, word_for(comparison, effect)) for arm in number.arms)
+
+
+def word_for(comparison: ComparisonDefinition, effect: Effect | None) -> str:
+    """Say whether a change for the better was shown, one for the worse, none that matters, or nothing.
+
+    The word is a term of the glossary. An exact count has no interval; that it changed is shown by itself.
+    """
+    if effect is None or effect.verdict not in _SHOWN:
+        return UNDECIDED
+    gain = comparison.transform(effect.ratio) - comparison.transform(1.0)
+    if effect.verdict == EffectVerdict.EQUIVALENT or gain == 0:
+        return NO_MATTER
+    return PAYS if (gain > 0) is (comparison.better is Better.HIGHER) else COSTS
