@@ -1,0 +1,49 @@
+"""What every fault test may use: the phased run, and the promise that nothing is left on the machine."""
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind():
+    """No test of this folder may leave a process or a piece of shared memory."""
+    before = shared_memory()
+    yield
+    assert psutil.Process().children(recursive=True) == []
+    deadline = time.monotonic() + 30  # other tests that run at the same time need theirs for a moment
+    while left := shared_memory() - before:
+        assert time.monotonic() < deadline, f"shared memory is left: {left}"
+        time.sleep(0.1)
+
+
+def shared_memory():
+    return set(Path("/dev/shm").iterdir())  # noqa: S108  where the kernel keeps it
+
+
+@pytest.fixture
+def phased(monkeypatch):
+    """The phased run, and its engine where workers can import it."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import phased_run  # noqa: PLC0415  it lies beside this file, which the line above makes importable
+
+    yield phased_run
+    sys.modules.pop("phased_engine", None)
+
+
+@pytest.fixture
+def fault_at(monkeypatch, tmp_path):
+    """fault_at(phase, fault) asks the first worker that reaches the phase for a fault; returns its marker file."""
+
+    def ask(phase, fault):
+        marker = tmp_path / "reached"
+        for name, value in {"PHASE": phase, "FAULT": fault, "MARKER": str(marker)}.items():
+            monkeypatch.setenv(name, value)
+        return marker
+
+    return ask
