@@ -226,7 +226,7 @@ def littles_law_broken(run: Run) -> Finding:
 
 def _mean_in_flight(trace: Trace) -> float:
     """Walk through arrivals and departures and weigh each number in flight by how long it lasted."""
-    ends = (samples.token_times(trace, request)[-1] for request in trace.requests)
+    ends = (samples.last_token_ns(trace, request) for request in trace.requests)
     events = sorted([(request.arrival_ns, 1) for request in trace.requests] + [(end, -1) for end in ends])
     in_flight, weighted = 0, 0
     for (time, change), (later, _) in pairwise(events):

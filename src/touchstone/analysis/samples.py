@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from touchstone.analysis.quantities import NotAvailable
 from touchstone.experiment import Bilingual
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from touchstone.records import RequestTrace, StepTrace, Trace
+
+Nanoseconds: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 NO_STEPS = NotAvailable(Bilingual("the engine does not report its steps", "该引擎不报告每一步的信息"))
 NO_SCHEDULED = NotAvailable(
@@ -29,9 +33,14 @@ class TimedStep:
     attributed_ns: int
 
 
-def token_times(trace: Trace, request: RequestTrace) -> tuple[int, ...]:
-    """When each output token of the request was on the host."""
-    return tuple(trace.emission_times_ns[index] for index in request.emissions)
+def first_token_ns(trace: Trace, request: RequestTrace) -> int:
+    """When the request's first output token was on the host."""
+    return trace.emission_times_ns[request.emissions[0]]
+
+
+def last_token_ns(trace: Trace, request: RequestTrace) -> int:
+    """When the request's last output token was on the host."""
+    return trace.emission_times_ns[request.emissions[-1]]
 
 
 def unfinished(trace: Trace) -> NotAvailable | None:
@@ -47,12 +56,12 @@ def unfinished(trace: Trace) -> NotAvailable | None:
 
 def ttft(trace: Trace) -> tuple[int, ...]:
     """Arrival to first token on the host, f - a, one value a request."""
-    return tuple(token_times(trace, request)[0] - request.arrival_ns for request in trace.requests)
+    return tuple(first_token_ns(trace, request) - request.arrival_ns for request in trace.requests)
 
 
 def total_latency(trace: Trace) -> tuple[int, ...]:
     """Arrival to last token on the host, e - a, one value a request."""
-    return tuple(token_times(trace, request)[-1] - request.arrival_ns for request in trace.requests)
+    return tuple(last_token_ns(trace, request) - request.arrival_ns for request in trace.requests)
 
 
 def queue_time(trace: Trace) -> tuple[int, ...] | NotAvailable:
@@ -69,24 +78,32 @@ def prefill_time(trace: Trace) -> tuple[int, ...] | NotAvailable:
     if isinstance(scheduled, NotAvailable):
         return scheduled
     pairs = zip(scheduled, trace.requests, strict=True)
-    return tuple(token_times(trace, request)[0] - begin for begin, request in pairs)
+    return tuple(first_token_ns(trace, request) - begin for begin, request in pairs)
 
 
 def tpot(trace: Trace) -> tuple[float, ...]:
     """Mean time of the tokens after the first, (e - f) / (n - 1), one value for each request with n >= 2."""
-    times = (token_times(trace, request) for request in trace.requests)
-    return tuple((row[-1] - row[0]) / (len(row) - 1) for row in times if len(row) > 1)
+    several = (request for request in trace.requests if len(request.emissions) > 1)
+    return tuple(
+        (last_token_ns(trace, request) - first_token_ns(trace, request)) / (len(request.emissions) - 1)
+        for request in several
+    )
 
 
-def itl(trace: Trace) -> tuple[int, ...]:
-    """Gaps between consecutive tokens of a request on the host, unsmoothed, pooled over the requests."""
-    rows = (token_times(trace, request) for request in trace.requests)
-    return tuple(later - earlier for row in rows for earlier, later in pairwise(row))
+def itl(trace: Trace) -> Nanoseconds:
+    """Gaps between consecutive tokens of a request on the host, unsmoothed, pooled over the requests in their order."""
+    places = chain.from_iterable(request.emissions for request in trace.requests)
+    counts = [len(request.emissions) for request in trace.requests]
+    moments = np.array(trace.emission_times_ns, dtype=np.int64)
+    gaps = np.diff(moments[np.fromiter(places, dtype=np.int64, count=sum(counts))])
+    ends = np.cumsum(counts)
+    first_of_next = ends[(ends > 0) & (ends < sum(counts))] - 1  # from one request's last token to another's first
+    return np.delete(gaps, first_of_next)
 
 
 def window_ns(trace: Trace) -> int:
     """First arrival to last token on the host, T = max e - min a. Every request must have a token."""
-    last = max(token_times(trace, request)[-1] for request in trace.requests)
+    last = max(last_token_ns(trace, request) for request in trace.requests)
     return last - min(request.arrival_ns for request in trace.requests)
 
 
