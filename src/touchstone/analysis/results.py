@@ -31,8 +31,9 @@ from touchstone.analysis.prose import describe_hardware, how_obtained, verificat
 from touchstone.analysis.roofline import fastest
 from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
 from touchstone.analysis.scaling import Evidence as ScalingEvidence
-from touchstone.analysis.scaling import declared_fields, scaling_checks, scaling_fields, scaling_series
+from touchstone.analysis.scaling import declared_fields, scaling_fields, scaling_series
 from touchstone.analysis.scaling import gather as scaling_evidence
+from touchstone.analysis.scaling_checks import refusal_of_speedups, scaling_checks
 from touchstone.analysis.summaries import check_experiment, metric_statistics, paired_effects, plan_results, withhold
 from touchstone.canonical import atomic_write
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual, family_of, is_point
@@ -174,7 +175,7 @@ def _measured(
     shown = {item.metric for item in described if item.verdict is not Verdict.INVALID}
     effects = tuple(effect for effect in effects if effect.metric in shown)
     how, verified = how_obtained(test, experiment), verification(test, described, checks)
-    series = () if scaling is None else scaling_series(scaling, described, checks, None)
+    series = () if scaling is None else scaling_series(scaling, described, refusal=refusal_of_speedups(checks))
     return Result(
         test_id=experiment.plan_id,
         schema_version=SCHEMA_VERSION,
@@ -258,7 +259,7 @@ def _not_measured(
     title = experiment.title if experiment is not None else PLAN[family_of(test_id)].title
     method = experiment.method if experiment is not None else METHOD if test_id == CODE_TEST else reason
     fields = {measure.result for measure in experiment.measures if measure.result} if experiment is not None else ()
-    series = () if scaling is None else scaling_series(scaling, (), (), reason)
+    series = () if scaling is None else scaling_series(scaling, (), absence=reason)
     filled = {} if experiment is None else dict.fromkeys(declared_fields(experiment))
     filled |= {} if experiment is None else scaling_fields(experiment, series)
     return Result(

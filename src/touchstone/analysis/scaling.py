@@ -21,19 +21,16 @@ from typing import TYPE_CHECKING
 
 from touchstone.analysis import statistics
 from touchstone.experiment import Bilingual, Law, Profile
-from touchstone.records import Check, ScalingFit, ScalingPoint, ScalingSeries
+from touchstone.records import ScalingFit, ScalingPoint, ScalingSeries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from touchstone.analysis.runs import Ledgered, Run, TestRuns
+    from touchstone.analysis.runs import Ledgered, TestRuns
     from touchstone.experiment import Experiment, Scaling, Series
     from touchstone.records import MetricStatistics, PlannedTest, Result, Scalar
 
-MAX_EFFICIENCY = 1.05  # p devices cannot bring more than p times the rate; this much is left to the noise
-MAX_POOL_DIFFERENCE = 0.01  # of the KV pool of a device: whole blocks leave a remainder
 MIN_FOR_FIT = 2  # one point is met exactly by any law
-WORK, POOL, IDEAL = "scaling_same_work", "scaling_same_kv_pool", "efficiency_within_ideal"
 PERCENT = 100
 _NO_VALID_PROCESS = Bilingual("no process of this arm was valid", "该组没有有效进程")
 
@@ -67,124 +64,29 @@ def gather(ledgered: Ledgered, experiment: Experiment | None, results: Mapping[s
     return Evidence(experiment, Profile(ledgered.plan.profile), test, baseline, results.get(name))
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
-
-
-def scaling_checks(evidence: Evidence, described: Sequence[MetricStatistics]) -> tuple[Check, ...]:
-    """Hold the arms' work, their KV pools and their efficiency against the baseline; none where it has no runs."""
-    if evidence.test is None or evidence.baseline is None or not evidence.baseline.runs or not evidence.test.runs:
-        return ()
-    pairs = list(_runs_beside_baseline(evidence, evidence.test, evidence.baseline))
-    pool = _same_pool(pairs)
-    return (
-        _same_work(evidence, pairs),
-        *(() if pool is None else (pool,)),
-        _within_ideal(_measured_series(evidence, described, _reasons(evidence, None), None)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """One timed run on several devices beside the baseline's runs of the same load."""
-
-    run: Run
-    num_gpus: int
-    baseline: tuple[Run, ...]
-
-
-def _runs_beside_baseline(evidence: Evidence, test: TestRuns, baseline: TestRuns) -> Iterator[_Pair]:
-    counts = {arm.name: arm.num_gpus for arm in test.planned.arms}
-    for series in evidence.scaling.series:
-        one = tuple(run for run in baseline.runs if run.arm == series.baseline_arm)
-        for run in (run for run in test.runs if run.arm in series.arms and one):
-            yield _Pair(run, counts[run.arm], one)
-
-
-def _same_work(evidence: Evidence, pairs: Sequence[_Pair]) -> Check:
-    strong = evidence.scaling.law is Law.STRONG
-    wrong = sum(not (_is_same(pair) if strong else _is_in_proportion(pair)) for pair in pairs)
-    rule, rule_zh = (
-        ("the very prompts and lengths of the baseline", "与基线完全相同的提示与长度")
-        if strong
-        else ("the baseline's requests and tokens once for each device", "每个设备各一份基线的请求数与 token 数")
-    )
-    return Check(
-        id=WORK,
-        passed=wrong == 0,
-        detail=f"{len(pairs)} runs on several devices, {wrong} of other work than {rule}",
-        detail_zh=f"{len(pairs)} 次多设备运行，其中 {wrong} 次的工作不是{rule_zh}",
-    )
-
-
-def _is_same(pair: _Pair) -> bool:
-    """Whether the baseline ran on the same seed, so on the same prompts, and gave tokens of the same number."""
-    return any(one.seed == pair.run.seed and _lengths(one) == _lengths(pair.run) for one in pair.baseline)
-
-
-def _lengths(run: Run) -> list[tuple[int, int]]:
-    return [(request.prompt_tokens, len(request.emissions)) for request in run.facts.trace.requests]
-
-
-def _is_in_proportion(pair: _Pair) -> bool:
-    wanted = {tuple(pair.num_gpus * count for count in _amount(one)) for one in pair.baseline}
-    return wanted == {_amount(pair.run)}
-
-
-def _amount(run: Run) -> tuple[int, int, int]:
-    lengths = _lengths(run)
-    return len(lengths), sum(prompt for prompt, _ in lengths), sum(output for _, output in lengths)
-
-
-def _same_pool(pairs: Sequence[_Pair]) -> Check | None:
-    """Require the KV pool of each device to be the baseline's; None where the engine does not tell."""
-    told = [(_pools(pair.run), [pool for one in pair.baseline for pool in _pools(one)]) for pair in pairs]
-    known = [(mine, theirs) for mine, theirs in told if mine and theirs]
-    if not known:
-        return None
-    shares = [abs(pool / min(theirs) - 1) for mine, theirs in known for pool in mine]
-    return Check(
-        id=POOL,
-        passed=max(shares) <= MAX_POOL_DIFFERENCE,
-        detail=f"{len(known)} runs on several devices: the KV pool of a device differs from the baseline's by at most "
-        f"{max(shares):.1%}, allowed is {MAX_POOL_DIFFERENCE:.0%}",
-        detail_zh=f"{len(known)} 次多设备运行：每个设备的 KV 缓存池与基线相差至多 {max(shares):.1%}，"
-        f"允许 {MAX_POOL_DIFFERENCE:.0%}",
-    )
-
-
-def _pools(run: Run) -> list[int]:
-    memory = run.facts.memory
-    if memory is None:
-        return []
-    return [device.kv_pool_bytes for device in memory.devices] or [memory.kv_pool_bytes]
-
-
-def _within_ideal(series: Sequence[ScalingSeries]) -> Check:
-    told = [(point.efficiency, point) for row in series for point in row.points[1:] if point.efficiency is not None]
-    worst = max(told, key=lambda item: item[0], default=None)
-    best = "none is known" if worst is None else f"the largest is {worst[0]:.1%} ({worst[1].arm})"
-    best_zh = "均未知" if worst is None else f"最大为 {worst[0]:.1%}（{worst[1].arm}）"
-    return Check(
-        id=IDEAL,
-        passed=worst is None or worst[0] <= MAX_EFFICIENCY,
-        detail=f"{len(told)} efficiencies against one device, {best}; at most {MAX_EFFICIENCY:.0%} is possible",
-        detail_zh=f"相对单个设备的效率共 {len(told)} 个，{best_zh}；不可能超过 {MAX_EFFICIENCY:.0%}",
-    )
-
-
 # --- series ---------------------------------------------------------------------------------------------------------
 
 
 def scaling_series(
-    evidence: Evidence, described: Sequence[MetricStatistics], checks: Sequence[Check], reason: Bilingual | None
+    evidence: Evidence,
+    described: Sequence[MetricStatistics],
+    *,
+    absence: Bilingual | None = None,
+    refusal: Bilingual | None = None,
 ) -> tuple[ScalingSeries, ...]:
-    """Make every declared series, absent arms included; `reason` says why the whole test was not measured, if so.
+    """Make every declared series, absent arms included.
 
-    A failed check takes back all speed-ups of the test, and leaves the throughputs to stand for themselves.
+    `absence` says why the whole test was not measured, if so. `refusal` takes back all speed-ups of the test; the
+    throughputs stand for themselves.
     """
-    failed = next((check for check in checks if check.id in {WORK, POOL, IDEAL} and not check.passed), None)
-    refusal = None if failed is None else Bilingual(f"{failed.id}: {failed.detail}", f"{failed.id}：{failed.detail_zh}")
-    return _measured_series(evidence, described, _reasons(evidence, reason), refusal)
+    reasons = _reasons(evidence, absence)
+    mine = {item.arm: item for item in described if item.metric == evidence.scaling.metric}
+    theirs = evidence.baseline_result.statistics if evidence.baseline_result is not None else ()
+    ones = {item.arm: item for item in theirs if item.metric == evidence.scaling.metric}
+    return tuple(
+        _series(evidence, series, mine, ones.get(series.baseline_arm), reasons, refusal)
+        for series in evidence.scaling.series
+    )
 
 
 def _reasons(evidence: Evidence, whole: Bilingual | None) -> dict[str, Bilingual]:
@@ -193,21 +95,6 @@ def _reasons(evidence: Evidence, whole: Bilingual | None) -> dict[str, Bilingual
     found = dict.fromkeys(names, whole or _NO_VALID_PROCESS)
     absent = evidence.test.planned.absent_arms if evidence.test is not None else ()
     return found | {row.arm.name: Bilingual(row.reason, row.reason_zh) for row in absent}
-
-
-def _measured_series(
-    evidence: Evidence,
-    described: Sequence[MetricStatistics],
-    reasons: Mapping[str, Bilingual],
-    refusal: Bilingual | None,
-) -> tuple[ScalingSeries, ...]:
-    mine = {item.arm: item for item in described if item.metric == evidence.scaling.metric}
-    theirs = evidence.baseline_result.statistics if evidence.baseline_result is not None else ()
-    ones = {item.arm: item for item in theirs if item.metric == evidence.scaling.metric}
-    return tuple(
-        _series(evidence, series, mine, ones.get(series.baseline_arm), reasons, refusal)
-        for series in evidence.scaling.series
-    )
 
 
 def _series(

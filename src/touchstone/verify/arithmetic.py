@@ -46,13 +46,13 @@ def median_ranks(n: int, level: float = 0.95) -> tuple[int, int, float] | None:
     return rank, n + 1 - rank, 1 - 2 * below(rank)
 
 
-def t_two_sided_p(t: float, freedom: int) -> float:
+def t_two_sided_p(t: float, freedom: float) -> float:
     """P(|T| >= |t|) of Student's t: the regularized incomplete beta function I_x(f/2, 1/2) at x = f / (f + t^2)."""
     return 1.0 if t == 0 else _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 @cache
-def t_quantile(level: float, freedom: int) -> float:
+def t_quantile(level: float, freedom: float) -> float:
     """Find the t that |T| stays below with probability `level`, by bisection."""
     low, high = 0.0, 1.0
     while t_two_sided_p(high, freedom) > 1 - level:

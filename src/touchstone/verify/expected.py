@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.experiment import INSTRUMENT_TEST, Design
 from touchstone.verify import arithmetic as own
+from touchstone.verify.comparing import RELATIVE, differences, same
 from touchstone.verify.custody import CODE_TEST, LEDGER, Evidence
 from touchstone.verify.observed import COMPARISONS, METRICS, Observation, Value, observe
+from touchstone.verify.plan_fields import field_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = "dict[str, Any]"
 
-RELATIVE, ABSOLUTE = 1e-9, 1e-9  # what double precision may leave between two ways to the same number
 MAX_INVALID_SHARE = 0.2
 TOLERANCE, DRIFT_LIMIT, ALPHA = 0.05, 0.025, 0.05
 MIN_FOR_VERDICT, MIN_FOR_INTERVAL, MAX_FOR_FLIPS = 3, 6, 20
@@ -34,6 +35,8 @@ class TimedRun:
     position: int
     arm: str
     facts: Observation
+    seed: int
+    settings: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
 def _runs(evidence: Evidence, attempt: Json) -> Iterator[TimedRun]:
     for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
         facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"])
-        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts)
+        settings = {} if attempt["engine"] is None else attempt["engine"]["settings"]
+        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings)
 
 
 # --- one result -----------------------------------------------------------------------------------------------------
@@ -106,13 +110,18 @@ def result_faults(
     if test_id == CODE_TEST and evidence.of_kind("quality"):
         yield from _code_faults(evidence, told)
     elif test is None or experiment is None or not test.processes:
-        if told["status"] != "not measured" or told["statistics"] or any(_values(told["results"])):
+        if told["status"] != "not measured" or told["statistics"] or any(_values(_own_fields(experiment, told))):
             yield "gives numbers, and the ledger holds no valid process of this test"
     else:
         void = test_id != INSTRUMENT_TEST and is_void(tests)
         yield from _measured_faults(test, experiment, told, void=void)
     if told["evidence"] is not None:
         yield from _evidence_faults(evidence, test, told["evidence"])
+
+
+def _own_fields(experiment: Experiment | None, told: Json) -> Json:
+    """Leave out the fields that `touchstone.verify.scaling` answers for."""
+    return {name: value for name, value in told["results"].items() if name not in field_names(experiment)}
 
 
 def _values(results: Json) -> list[bool]:
@@ -155,39 +164,12 @@ def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json, *, 
         return
     for mine, item in zip(effects, told["effects"], strict=True):
         yield from differences(mine, item, f"effect on {item['metric']}")
-    yield from differences(_fields(test, experiment, described, effects), told["results"], "results")
+    yield from differences(_fields(test, experiment, described, effects), _own_fields(experiment, told), "results")
 
 
 def compared_metric(name: str) -> str:
     """Name the metric of single runs behind a measure."""
     return COMPARISONS[name][0] if name in COMPARISONS else name
-
-
-def differences(mine: Json, told: Json, where: str) -> Iterator[str]:
-    """Say every field of `mine` that is told otherwise."""
-    for name, value in mine.items():
-        found = told.get(name)
-        if not _same(value, found):
-            yield f"{where}: {name} is {_short(found)}, worked out again it is {_short(value)}"
-    if where == "results" and (extra := sorted(told.keys() - mine.keys())):
-        yield f"results: {extra[0]} is no field of this test"
-
-
-def _same(mine: Any, told: Any) -> bool:  # noqa: ANN401  any JSON value
-    if isinstance(mine, bool) or isinstance(told, bool) or mine is None or told is None:
-        return mine is told
-    if isinstance(mine, int | float) and isinstance(told, int | float):
-        return math.isclose(mine, told, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-    if isinstance(mine, dict) and isinstance(told, dict):
-        return mine.keys() == told.keys() and all(_same(mine[name], told[name]) for name in mine)
-    if isinstance(mine, list) and isinstance(told, list):
-        return len(mine) == len(told) and all(_same(one, other) for one, other in zip(mine, told, strict=True))
-    return bool(mine == told)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004  a line of a table
 
 
 # --- one metric of one arm ------------------------------------------------------------------------------------------
@@ -470,6 +452,6 @@ def _code_faults(evidence: Evidence, told: Json) -> Iterator[str]:
     yield from differences(counts, told["results"], "results")
     for item in told["statistics"]:
         value = counts.get(item["metric"])
-        same = [item["median"], item["values"], item["repetitions"]]
-        if not _same([value, [value], [[value]]], same):
+        counted = [item["median"], item["values"], item["repetitions"]]
+        if not same([value, [value], [[value]]], counted):
             yield f"{item['metric']} is {item['median']}, counted again it is {value}"

@@ -14,6 +14,7 @@ from touchstone.verify.custody import LEDGER, Evidence
 from touchstone.verify.expected import gather, result_faults
 from touchstone.verify.outcome import Fault, NotARunError, Outcome
 from touchstone.verify.printed import Case, Report, language_faults, number_faults, prose_faults, root_hash_faults
+from touchstone.verify.scaling import scaling_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,6 +106,7 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, rem
         for file, told in results.items()
         for detail in (
             *result_faults(evidence, tests, experiments.get(told["test_id"]), told),
+            *scaling_faults(tests, experiments.get(told["test_id"]), told, case.results),
             *prose_faults(case, told),
         )
     ]
