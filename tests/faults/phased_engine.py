@@ -1,13 +1,15 @@
 """An adapter that tells in which phase its process is, and there does what the environment asks for, once.
 
 PHASE   environment, build, warm-up, timed or reporting; MARKER is the file that is written when it is reached
-FAULT   kill: the process kills itself; linger: it waits to be killed
+FAULT   kill: the process kills itself; linger: it waits to be killed; fill: it takes all the room on the disk of the
+        run's folder, and MARKER names the file that holds it
 """
 
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.touchstone.fake_engine import FakeEngine, capabilities
@@ -25,11 +27,26 @@ def reach(phase):
     marker = Path(os.environ.get("MARKER", "."))
     if os.environ.get("PHASE") != phase or marker.exists():
         return
-    marker.with_suffix(".new").write_text(str(os.getpid()))
-    marker.with_suffix(".new").replace(marker)
-    if os.environ["FAULT"] == "kill":
+    fault = os.environ["FAULT"]
+    tell(marker, fill() if fault == "fill" else os.getpid())
+    if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(300)
+    if fault == "linger":
+        time.sleep(300)
+
+
+def tell(marker, content):
+    marker.with_suffix(".new").write_text(str(content))
+    marker.with_suffix(".new").replace(marker)
+
+
+def fill():
+    """Write until the disk is full. The log is the one file of the run that this process has open."""
+    filler = Path("/proc/self/fd/1").readlink().parents[2] / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
 
 
 class PhasedEngine(FakeEngine):
