@@ -100,13 +100,14 @@ def verdicts(directory: Path) -> Table:
 
 def report_paths(run_dir: Path, out_dir: Path) -> tuple[Path, ...]:
     """Write results and report of a run and return the paths of the reports; ReportError if a lint finds fault."""
-    from touchstone.analysis.results import derive_results, write_results  # noqa: PLC0415  likewise
-    from touchstone.reporting.report import write_report  # noqa: PLC0415  the figures' library is slow to load
+    from touchstone.analysis.results import write_results  # noqa: PLC0415  likewise
+    from touchstone.reporting.report import render_report  # noqa: PLC0415  the figures' library is slow to load
+    from touchstone.reporting.run_folder import load_run  # noqa: PLC0415  likewise
 
-    experiments = _by_id()
     _check_run_dir(run_dir)
-    write_results(derive_results(run_dir, experiments), out_dir / "results")
-    paths = write_report(run_dir, out_dir, experiments)
+    run = load_run(run_dir, _by_id())
+    write_results(run.results, out_dir / "results")
+    paths = render_report(run, out_dir)
     if paths.faults:
         raise ReportError("the report has faults and must not be published:\n  - " + "\n  - ".join(paths.faults))
     return (paths.zh, paths.en, paths.html)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -80,6 +79,6 @@ def load_trace(run_dir: Path, sha256: str) -> Trace:
     if (found := sha256_hex(data)) != sha256:
         raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
     try:
-        return Trace.model_validate(json.loads(data))
-    except (ValueError, RecursionError) as error:
+        return Trace.model_validate_json(data)
+    except ValueError as error:
         raise TraceError(f"{path} holds no valid trace: {error}") from error

@@ -28,8 +28,8 @@ NS_PER_S = 1e9
 NS_PER_MS = 1e6
 BYTES_PER_GB = 1e9
 
-Milliseconds: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
-Draw: TypeAlias = "Callable[[Trace], Sequence[float] | samples.Nanoseconds | NotAvailable]"
+Milliseconds: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Draw: TypeAlias = Callable[[Trace], Sequence[float] | samples.Nanoseconds | NotAvailable]
 
 
 @dataclass(frozen=True, slots=True)

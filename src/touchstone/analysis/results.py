@@ -73,12 +73,16 @@ CODE_TEST = "4.1"
 
 
 def derive_results(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[Result, ...]:
-    """Derive one result for every test of the plan, in the plan's order, from a run folder.
+    """Derive one result for every test of the plan, in the plan's order, from a run folder; see `results_of`."""
+    return results_of(read_runs(run_dir), experiments)
+
+
+def results_of(ledgered: Ledgered, experiments: Mapping[str, Experiment]) -> tuple[Result, ...]:
+    """Derive one result for every test of the plan, in the plan's order, from a run that has been read.
 
     `experiments` maps plan ids to what the bench files declare. A test that was not measured, whole or for lack of a
     valid process, has a result that says why. After each test come the points of its sweep that the run planned.
     """
-    ledgered = read_runs(run_dir)
     effects = _effects(ledgered, experiments)
     derived: dict[str, Result] = {}
     for test_id in _ids(ledgered):  # a scaling test takes its denominator from a result before it

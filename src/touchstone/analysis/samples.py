@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from touchstone.records import RequestTrace, StepTrace, Trace
 
-Nanoseconds: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+Nanoseconds: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 NO_STEPS = NotAvailable(Bilingual("the engine does not report its steps", "该引擎不报告每一步的信息"))
 NO_SCHEDULED = NotAvailable(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, QualityAttempt, RunPlan
 from touchstone.reporting.errors import ReportError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from touchstone.analysis.runs import TestRuns
     from touchstone.experiment import Experiment
     from touchstone.records import EngineFacts, LedgerEntry, Measurement, Result
 
@@ -29,6 +31,7 @@ class Run:
     attempts: tuple[Attempt, ...]
     quality: QualityAttempt | None
     results: tuple[Result, ...]
+    tests: Mapping[str, TestRuns]
     experiments: Mapping[str, Experiment]
 
     @property
@@ -60,6 +63,7 @@ def load_run(run_dir: Path, experiments: Mapping[str, Experiment]) -> Run:
     qualities = [entry.body for entry in entries if isinstance(entry.body, QualityAttempt)]
     if not environments or not plans:
         raise ReportError(f"{run_dir} holds no environment or no plan; `touchstone run --out {run_dir}` makes both")
+    ledgered = read_runs(run_dir)
     return Run(
         directory=run_dir,
         entries=entries,
@@ -67,6 +71,7 @@ def load_run(run_dir: Path, experiments: Mapping[str, Experiment]) -> Run:
         plan=plans[0],
         attempts=tuple(entry.body for entry in entries if isinstance(entry.body, Attempt)),
         quality=qualities[-1] if qualities else None,
-        results=derive_results(run_dir, experiments),
+        results=results_of(ledgered, experiments),
+        tests=ledgered.tests,
         experiments=experiments,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
 from touchstone.analysis.runs import RunsError, read_runs
 from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.reproduce.errors import ComparisonError
@@ -78,7 +78,7 @@ def load_measured(directory: Path, experiments: Mapping[str, Experiment], *, rem
         raise LedgerError(f"{directory} holds no {LEDGER_NAME}; {remedy}")
     try:
         ledgered = read_runs(directory)
-        results = {result.test_id: result for result in derive_results(directory, experiments)}
+        results = {result.test_id: result for result in results_of(ledgered, experiments)}
     except (RunsError, TraceError) as error:
         raise ComparisonError(str(error)) from None
     if len(ledgered.fingerprints) > 1:

@@ -1,7 +1,7 @@
-"""A made-up run folder of the paper profile's full size, as a program: `python -m tests...paper_size_run FOLDER`.
+"""A made-up run folder of the paper profile's full size, as a program: `python -m` it with FOLDER.
 
-It holds every test that the plan of one machine with eight GPUs holds, with canary, telemetry and memory, and traces as an
-engine that schedules continuously would leave them. The speeds are invented; their size is what counts.
+It holds every test that the plan of one machine with eight GPUs holds, with canary, telemetry and memory, and traces
+as an engine that schedules continuously would leave them. The speeds are invented; their size is what counts.
 """
 
 from __future__ import annotations
