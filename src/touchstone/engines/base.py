@@ -36,8 +36,11 @@ class GenerationRequest:
 class Capabilities:
     """What an engine can switch and what it reports.
 
-    `options` names the engine options that an arm may set. A metric whose facts an engine does not report is "not
-    available", with the text in `unreported` as the reason.
+    `options` names the engine options that an arm may set, in the words of docs/engines.md. Those in `fixed` exist in
+    one position only: a test may ask for that position and for no other. A metric whose facts an engine does not report
+    is "not available", with the text in `unreported` as the reason. `alone` says that a process can hold one such
+    engine only, so that tests which alternate between two in one process are not measured. `needs_checkpoint` says that
+    the engine loads weights from a folder and cannot draw them itself; `needs_gpu` that it does not run without one.
     """
 
     options: frozenset[str]
@@ -45,6 +48,14 @@ class Capabilities:
     reports_cached_tokens: bool
     reports_memory_parts: bool
     unreported: str | None = None
+    fixed: Mapping[str, Scalar] = field(default_factory=dict)
+    alone: bool = False
+    needs_checkpoint: bool = False
+    needs_gpu: bool = False
+
+    def refuses(self, options: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return the options that stand in a position which the engine does not have, with that position."""
+        return {name: value for name, value in options.items() if name in self.fixed and value != self.fixed[name]}
 
 
 @dataclass(frozen=True, slots=True)

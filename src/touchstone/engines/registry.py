@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from touchstone.engines.base import Capabilities, Engine, EngineError, EngineSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
-ADAPTERS = {"nanoinfer": "touchstone.engines.nanoinfer"}
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """An adapter of ours: its module, the package that its engine lives in, and how to get that package."""
+
+    module: str
+    package: str
+    install: str
+
+
+ADAPTERS: Mapping[str, Shipped] = MappingProxyType(
+    {
+        "nanoinfer": Shipped("touchstone.engines.nanoinfer", "nanoinfer", "pip install -e ."),
+        "nano-vllm": Shipped(
+            "touchstone.engines.nano_vllm",
+            "nanovllm",
+            "pip install flash-attn git+https://github.com/GeeeekExplorer/nano-vllm.git",
+        ),
+        "openai-server": Shipped("touchstone.engines.openai_server", "aiohttp", "pip install aiohttp"),
+        "transformers": Shipped("touchstone.engines.transformers", "transformers", "pip install transformers"),
+        "vllm": Shipped("touchstone.engines.vllm", "vllm", "pip install vllm"),
+    }
+)
 
 
 class Adapter(Protocol):
     """What an adapter module offers."""
 
     def capabilities(self) -> Capabilities:
-        """Tell what the engine can switch and report, without loading a model."""
+        """Tell what the engine can switch and report, without loading a model or the engine's package."""
         ...
 
     def build(self, spec: EngineSpec) -> Engine:
@@ -26,15 +52,17 @@ class Adapter(Protocol):
 
 
 def load_adapter(name: str) -> Adapter:
-    """Import the adapter of an engine.
+    """Import the adapter of an engine, but not the engine.
 
     `name` is one of `ADAPTERS`, or the import path of a module of your own that offers `capabilities()` and
     `build(spec)`; EngineError names what is missing.
     """
-    path = ADAPTERS.get(name, name)
+    path = ADAPTERS[name].module if name in ADAPTERS else name
     try:
         module = import_module(path)
     except ModuleNotFoundError as error:
+        if (reason := why_not_installed(name)) is not None:
+            raise EngineError(reason) from error
         known = ", ".join(sorted(ADAPTERS))
         raise EngineError(
             f"engine {name!r} cannot be loaded: {error}; use one of {known}, or the import path of an adapter module"
@@ -43,14 +71,28 @@ def load_adapter(name: str) -> Adapter:
     return cast("Adapter", module)
 
 
+def why_not_installed(name: str) -> str | None:
+    """Say which package an engine lacks and how to get it; None where it is there, or where nobody can know before."""
+    shipped = ADAPTERS.get(name)
+    if shipped is None or find_spec(shipped.package) is not None:
+        return None
+    return f"engine {name!r} needs the package {shipped.package}, which is not installed: {shipped.install}"
+
+
 def build_engine(spec: EngineSpec) -> Engine:
     """Build the engine that a spec names, in this process."""
     adapter = load_adapter(spec.engine)
-    unknown = sorted(set(spec.options) - adapter.capabilities().options)
+    capabilities = adapter.capabilities()
+    unknown = sorted(set(spec.options) - capabilities.options)
     if unknown:
         raise EngineError(
             f"engine {spec.engine!r} has no option {', '.join(unknown)}; leave it away or update the engine"
         )
+    for option, value in capabilities.refuses(spec.options).items():
+        only = capabilities.fixed[option]
+        raise EngineError(f"engine {spec.engine!r} has {option} = {only} only, not {value}; leave the option away")
+    if (reason := why_not_installed(spec.engine)) is not None:
+        raise EngineError(reason)
     return adapter.build(spec)
 
 
