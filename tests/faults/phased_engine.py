@@ -2,7 +2,8 @@
 
 PHASE   environment, build, warm-up, timed or reporting; MARKER is the file that is written when it is reached
 FAULT   kill: the process kills itself; linger: it waits to be killed; fill: it takes all the room on the disk of the
-        run's folder, and MARKER names the file that holds it
+        run's folder, and MARKER names the file that holds it; clock: every later reading of the wall clock is an hour
+        earlier than the one before
 """
 
 import os
@@ -10,9 +11,12 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from tests.touchstone.fake_engine import FakeEngine, capabilities
+from touchstone import clock
 
 __all__ = ["build", "capabilities"]
 
@@ -33,6 +37,17 @@ def reach(phase):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "linger":
         time.sleep(300)
+    if fault == "clock":
+        clock.datetime = SteppingBack
+
+
+class SteppingBack(datetime):
+    readings: ClassVar = [datetime.now(UTC)]
+
+    @classmethod
+    def now(cls, _zone=None):
+        cls.readings.append(cls.readings[-1] - timedelta(hours=1))
+        return cls.readings[-1]
 
 
 def tell(marker, content):

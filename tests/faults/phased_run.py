@@ -84,6 +84,13 @@ def report(directory):
     again.make(directory, directory, EXPERIMENTS)
 
 
+def checks(directory):
+    """Return the checks that the results of the run carry."""
+    from touchstone.analysis.results import derive_results  # noqa: PLC0415  likewise
+
+    return [check for result in derive_results(directory, EXPERIMENTS) for check in result.checks]
+
+
 def faults(directory):
     """Ask `touchstone verify` about a run with its report; making it once more is left out."""
     from touchstone.verify.verification import verify_run  # noqa: PLC0415  likewise
