@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import product
+from operator import mul
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,7 @@ from touchstone.analysis.statistics import (
     wants_extension,
 )
 from touchstone.records import Interval, Verdict
+from touchstone.verify import arithmetic
 
 STEADY = (100.0, 101.0, 99.0, 100.5, 99.5, 100.0)
 
@@ -178,6 +181,22 @@ def test_relative_half_width_refuses_a_centre_that_is_not_positive():
 )
 def test_sign_flip_counts_patterns_at_least_as_extreme(log_ratios, p):
     assert sign_flip_p(log_ratios) == pytest.approx(p)
+
+
+@given(st.lists(st.integers(-30, 30), min_size=6, max_size=9))
+def test_sign_flip_is_that_of_whole_numbers_where_the_ratios_add_up_to_nothing(thousandths):
+    """Rounding must not decide which patterns tie: 0.1 + 0.2 - 0.3 is 0 in whole numbers and 6e-17 in floats."""
+    observed = sum(thousandths)
+    sums = [sum(map(mul, thousandths, signs)) for signs in product((1, -1), repeat=len(thousandths))]
+    tails = sum(total >= observed for total in sums), sum(total <= observed for total in sums)
+    wanted = min(1.0, 2 * min(tails) / len(sums))
+    ratios = [number / 1000 for number in thousandths]
+    assert sign_flip_p(ratios) == pytest.approx(wanted, abs=1e-12)
+    assert arithmetic.sign_flip_p(ratios) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_sign_flip_of_ratios_that_cancel_is_one():
+    assert sign_flip_p([0.1, 0.2, -0.3] * 2) == 1.0
 
 
 def test_sign_flip_refuses_to_test_where_nothing_could_reject():

@@ -137,9 +137,11 @@ def _permutations_by_inversions(n: int) -> list[int]:
 
 
 def sign_flip_p(values: Sequence[float]) -> float:
-    """Exact two-sided p of the mean under all sign patterns: twice the smaller tail, at most 1."""
-    observed = math.fsum(values)
-    slack = 1e-12 * abs(observed)
+    """Exact two-sided p of the sum under all sign patterns: twice the smaller tail, at most 1.
+
+    Sums within 1e-12 of the largest value are equal.
+    """
+    observed, slack = math.fsum(values), 1e-12 * max(map(abs, values))
     sums = [
         math.fsum(s * v for s, v in zip(signs, values, strict=True)) for signs in product((1, -1), repeat=len(values))
     ]
