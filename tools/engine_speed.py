@@ -324,14 +324,15 @@ def write_checkpoint(folder: Path, source: Path) -> None:
     """Write random weights of the model in `source` as a checkpoint in bfloat16."""
     from safetensors.torch import save_file  # noqa: PLC0415  only this section needs it
 
-    from nanoinfer.model.weights import destinations  # noqa: PLC0415  likewise
+    from nanoinfer.model.destinations import destinations  # noqa: PLC0415  likewise
 
     (folder / "config.json").write_text((source / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     options = {"weights": "synthetic", "dtype": "bfloat16", "num_kv_blocks": 4096, "cuda_graphs": False}
     with LLM(str(source), **options, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64) as llm:
         model = llm._engine.execution.runner.model  # noqa: SLF001  no public way leads to the weights
         tensors = {
-            name: view.cpu().contiguous().clone() for name, view in destinations(model, llm.model_config).items()
+            name: place.view.cpu().contiguous().clone()
+            for name, place in destinations(model, llm.model_config).items()
         }
     save_file(tensors, str(folder / "model.safetensors"))
 

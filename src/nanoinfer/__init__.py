@@ -1,7 +1,9 @@
 """nanoinfer: a small, fast LLM inference engine with a paged KV cache."""
 
 from nanoinfer.config import ConfigError, EngineConfig
+from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.execution.workers import WorkerError
 from nanoinfer.llm import LLM
 from nanoinfer.request import (
     FinishReason,
@@ -15,6 +17,7 @@ from nanoinfer.request import (
 __all__ = [
     "LLM",
     "ConfigError",
+    "DeviceMemory",
     "EngineConfig",
     "FinishReason",
     "MemoryFacts",
@@ -23,4 +26,5 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StepFacts",
+    "WorkerError",
 ]

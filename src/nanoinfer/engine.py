@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
+from nanoinfer.execution.devices import DeviceMemory, device_bytes_in_use
 from nanoinfer.execution.memory import MemoryFacts
 from nanoinfer.kvcache.cache import KVCache
 from nanoinfer.request import FinishReason, Request, RequestError, RequestFacts, RequestOutput, StepFacts
@@ -15,12 +16,15 @@ from nanoinfer.scheduling import make_scheduler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from nanoinfer.config import EngineConfig
-    from nanoinfer.execution.build import Execution
-    from nanoinfer.execution.runner import StepHandle
+    from nanoinfer.execution.contract import Execution, Handle
+    from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.request import SamplingParams
     from nanoinfer.scheduling.plan import StepPlan
+    from nanoinfer.scheduling.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,34 @@ class LaunchedStep:
     """A step that the device works on; `begin_ns` and `launched_ns` as in StepFacts."""
 
     plan: StepPlan
-    handle: StepHandle
+    handle: Handle
     begin_ns: int
     launched_ns: int
+
+
+class Intake:
+    """Makes requests that can run, and numbers them."""
+
+    def __init__(self, scheduler: Scheduler, vocab_size: int) -> None:
+        self._scheduler = scheduler
+        self._vocab_size = vocab_size
+        self._next_id = 0
+
+    def make_request(self, token_ids: Sequence[int], sampling: SamplingParams, arrival_ns: int) -> Request:
+        """Give a request its number; RequestError when it can never run."""
+        request = Request(self._next_id, list(token_ids), len(token_ids), sampling, arrival_ns)
+        self._check_token_ids(request)
+        self._scheduler.check_fits(request)  # asked here too, so that a whole batch is refused before anything runs
+        self._next_id += 1
+        return request
+
+    def _check_token_ids(self, request: Request) -> None:
+        ids = request.token_ids
+        if not ids:
+            raise RequestError("a prompt is empty; give at least one token")
+        for worst in (min(ids), max(ids)):
+            if not 0 <= worst < self._vocab_size:
+                raise RequestError(f"token id {worst} is outside the vocabulary of {self._vocab_size} tokens")
 
 
 class Engine:
@@ -54,10 +83,9 @@ class Engine:
         )
         overlap = execution.device.type == "cuda" if config.overlap is None else config.overlap
         self.depth = 2 if overlap else 1
-        self._vocab_size = model_config.vocab_size
+        self._intake = Intake(self.scheduler, model_config.vocab_size)
         self._in_flight: deque[LaunchedStep] = deque()
         self._step_facts: list[StepFacts] = []
-        self._next_id = 0
 
     @property
     def has_unfinished(self) -> bool:
@@ -68,11 +96,7 @@ class Engine:
 
     def make_request(self, token_ids: Sequence[int], sampling: SamplingParams, arrival_ns: int) -> Request:
         """Give a request its number; RequestError when it can never run."""
-        request = Request(self._next_id, list(token_ids), len(token_ids), sampling, arrival_ns)
-        self._check_token_ids(request)
-        self.scheduler.check_fits(request)  # asked here too, so that a whole batch is refused before anything runs
-        self._next_id += 1
-        return request
+        return self._intake.make_request(token_ids, sampling, arrival_ns)
 
     def add(self, request: Request) -> None:
         """Queue a request made by `make_request`."""
@@ -83,17 +107,9 @@ class Engine:
         request = self.scheduler.cancel(request_id)
         return None if request is None else request_output(request)
 
-    def _check_token_ids(self, request: Request) -> None:
-        ids = request.token_ids
-        if not ids:
-            raise RequestError("a prompt is empty; give at least one token")
-        for worst in (min(ids), max(ids)):
-            if not 0 <= worst < self._vocab_size:
-                raise RequestError(f"token id {worst} is outside the vocabulary of {self._vocab_size} tokens")
-
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[RequestOutput]:
+    def step(self, until_ns: int | None = None) -> list[RequestOutput]:  # noqa: ARG002  a step is short: it never waits
         """Launch the next step, commit the oldest one in flight, and return the requests that it finished."""
         launched = self._launch()
         if not self._in_flight or (launched and len(self._in_flight) < self.depth):
@@ -125,8 +141,40 @@ class Engine:
         facts, self._step_facts = tuple(self._step_facts), []
         return facts
 
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output."""
+        return self.execution.max_model_len
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that requests can hold together."""
+        return self.execution.num_blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs; the first of several devices."""
+        return self.execution.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights, activations and KV cache."""
+        return self.execution.dtype
+
+    @property
+    def graphs(self) -> GraphFacts | None:
+        """What the capture of CUDA graphs cost on the first device; None where there are none."""
+        return self.execution.graphs
+
+    def memory_by_device(self) -> list[DeviceMemory]:
+        """Where the bytes are on every device, in the order of the ranks."""
+        execution = self.execution
+        if execution.ranks is not None:
+            return execution.ranks.memory(self.cache.peak_used)
+        return [DeviceMemory(str(execution.device), self.memory(), device_bytes_in_use(execution.device))]
+
     def memory(self) -> MemoryFacts:
-        """Where the bytes are; the peak of used blocks counts from the last `reset_peaks`."""
+        """Where the bytes are on the first device; the peak of used blocks counts from the last `reset_peaks`."""
         execution = self.execution
         return MemoryFacts(
             weights_bytes=execution.weights_bytes,
@@ -144,6 +192,11 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget which blocks hold which tokens, so that the next requests compute everything."""
         self.cache.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End the processes that compute, where there are such."""
+        if self.execution.ranks is not None:
+            self.execution.ranks.close()
 
 
 def _step_facts(step: LaunchedStep, end_ns: int) -> StepFacts:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from nanoinfer.config import EngineConfig
-from nanoinfer.engine import Engine
-from nanoinfer.execution.build import build_execution
+from nanoinfer.data_parallel import DataParallelEngine, start_engine
+from nanoinfer.execution.devices import consecutive_devices
+from nanoinfer.execution.meeting import Launched, engine_meeting, keep_store
+from nanoinfer.launched import serve_launched
 from nanoinfer.model.config import ModelConfig
 from nanoinfer.model.hub import resolve_folder
 from nanoinfer.request import RequestError, RequestOutput, SamplingParams
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from nanoinfer.engine import Engine
     from nanoinfer.execution.cuda_graphs import GraphFacts
+    from nanoinfer.execution.devices import DeviceMemory
     from nanoinfer.execution.memory import MemoryFacts
     from nanoinfer.request import Request, StepFacts
 
@@ -34,6 +38,9 @@ class LLM:
 
     `model` is a local folder or a hub id; `options` are the fields of EngineConfig. Requests run either all at once
     (`generate`) or over time (`add_request`, `step`, `cancel`). Use it as a context manager, or call `close`.
+
+    With `tensor_parallel_size` or `data_parallel_size` above 1 other processes compute, one a device; they are started
+    here, unless torchrun has started them: then this call returns in rank 0 alone, and the others serve it to its end.
     """
 
     def __init__(self, model: str, **options: Any) -> None:  # noqa: ANN401  EngineConfig checks names and values
@@ -41,9 +48,24 @@ class LLM:
         with_weights = self.config.weights == "checkpoint"
         self._folder = resolve_folder(self.config.model, revision=self.config.revision, with_weights=with_weights)
         self.model_config = ModelConfig.from_folder(self._folder)
-        execution = build_execution(self.config, self.model_config, self._folder)
-        self._live_engine: Engine | None = Engine(self.config, self.model_config, execution)
+        self._live_engine: Engine | DataParallelEngine | None = self._start()
         self._live_tokenizer: Tokenizer | None = None
+
+    def _start(self) -> Engine | DataParallelEngine:
+        config = self.config
+        num_ranks = config.tensor_parallel_size * config.data_parallel_size
+        launched = Launched.from_environment(num_ranks)
+        if launched is None:
+            devices, meeting = consecutive_devices(config.device, num_ranks), None
+        else:
+            if launched.rank > 0:
+                serve_launched(launched, config, self._folder)
+            devices = [consecutive_devices(config.device, launched.local_rank + 1)[-1]] * num_ranks
+            meeting, self._store = launched.meeting, keep_store(launched)
+        if config.data_parallel_size > 1:
+            return DataParallelEngine(config, self.model_config, self._folder, devices=devices, launched=meeting)
+        ranks_meeting = None if meeting is None else engine_meeting(meeting, 0)
+        return start_engine(config, self.model_config, self._folder, devices=devices, launched=ranks_meeting)
 
     # --- facts -------------------------------------------------------------------------------------------------------
 
@@ -55,31 +77,35 @@ class LLM:
     @property
     def max_model_len(self) -> int:
         """Longest prompt plus output."""
-        return self._engine.execution.max_model_len
+        return self._engine.max_model_len
 
     @property
     def num_kv_blocks(self) -> int:
-        """Blocks that requests can hold together."""
-        return self._engine.execution.num_blocks
+        """Blocks that requests can hold together, over all engines."""
+        return self._engine.num_blocks
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
-        return self._engine.execution.device
+        """Where the model runs; the first of several devices."""
+        return self._engine.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of weights, activations and KV cache."""
-        return self._engine.execution.dtype
+        return self._engine.dtype
 
     def memory(self) -> MemoryFacts:
-        """Where the bytes are; the peak of used KV blocks counts from the last `reset_peaks`."""
+        """Where the bytes are on the (first) device; the peak of used KV blocks counts from the last `reset_peaks`."""
         return self._engine.memory()
+
+    def memory_by_device(self) -> list[DeviceMemory]:
+        """Where the bytes are on every device, in the order of the ranks."""
+        return self._engine.memory_by_device()
 
     @property
     def cuda_graphs(self) -> GraphFacts | None:
-        """What the capture of CUDA graphs cost; None where steps are launched kernel by kernel."""
-        return self._engine.execution.graphs
+        """What the capture of CUDA graphs cost on the (first) device; None where steps are launched by kernel."""
+        return self._engine.graphs
 
     def take_step_facts(self) -> tuple[StepFacts, ...]:
         """Return what each step since the last call did and when, and forget it."""
@@ -141,7 +167,7 @@ class LLM:
                 if not engine.has_unfinished:
                     time.sleep(max(0, coming[0].arrival_ns - perf_counter_ns()) / 1e9)
                     continue
-                for output in engine.step():
+                for output in engine.step(coming[0].arrival_ns if coming else None):
                     outputs[output.request_id] = output
                     advance(output)
         except BaseException:
@@ -210,18 +236,19 @@ class LLM:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     @property
-    def _engine(self) -> Engine:
+    def _engine(self) -> Engine | DataParallelEngine:
         if self._live_engine is None:
             raise RuntimeError("this LLM is closed; make a new one")
         return self._live_engine
 
     def close(self) -> None:
-        """Release weights and KV cache; closing twice is no error."""
+        """Release weights and KV cache, and end the processes that compute; closing twice is no error."""
         if self._live_engine is None:
             return
-        device = self.device
+        device, computes_here = self.device, self.config.tensor_parallel_size * self.config.data_parallel_size == 1
+        self._live_engine.close()
         self._live_engine = None
-        if device.type == "cuda":
+        if device.type == "cuda" and computes_here:
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
 

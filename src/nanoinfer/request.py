@@ -153,3 +153,4 @@ class StepFacts:
     end_ns: int
     device_ns: int | None
     graph: bool
+    rank: int = 0

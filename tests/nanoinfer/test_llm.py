@@ -150,7 +150,7 @@ def test_cancelling_while_steps_overlap_leaves_the_others_alone(tiny, when):
 
 
 def test_an_interrupted_generate_leaves_nothing_running(llm, monkeypatch):
-    def interrupt():
+    def interrupt(_until_ns):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

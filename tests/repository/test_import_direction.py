@@ -16,7 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("nanoinfer", "touchstone")
 ENGINES = {"nanoinfer", "nanovllm", "vllm", "sglang"}
 DEVICE_LIBRARIES = {"torch", "triton", "transformers", "safetensors", "tokenizers"}
-ENGINE_LAYERS = (("config", "request"), ("kvcache",), ("scheduling",), ("execution",), ("engine",), ("llm",))
+ENGINE_LAYERS = (
+    ("config", "request"),
+    ("kvcache",),
+    ("scheduling",),
+    ("execution",),
+    ("engine",),
+    ("data_parallel", "placement"),
+    ("launched", "worker"),
+    ("llm",),
+)
 
 
 def module_name(path: Path, root: Path) -> str:

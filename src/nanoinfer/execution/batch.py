@@ -1,12 +1,13 @@
 """StepPlan -> device tensors, with one upload a step.
 
-The plan is flattened into a handful of integer arrays, these are laid end to end in one pinned buffer, and the device
-tensors are views of its copy. What the device can work out for itself (slot mapping, context lengths) is not uploaded.
+The plan is flattened into a handful of integer arrays, these are laid end to end in one buffer, and the device tensors
+are views of its copy. What the device can work out for itself (slot mapping, context lengths) is not uploaded. The
+flat plan is also what travels to the ranks of a tensor-parallel engine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,27 @@ class Batch:
     max_prefill_len: int
 
 
-def upload(plan: StepPlan, seeds: Seeds, vocab_size: int, device: torch.device) -> Batch:
-    """Flatten a plan and bring it to the device; the copy does not wait for work already queued there."""
+_TENSORS = tuple(field.name for field in fields(Batch) if not field.name.startswith("max_"))
+NUM_FIELDS = len(_TENSORS)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatPlan:
+    """A plan as integers on the host, end to end.
+
+    integers  (n,) int64, the fields of Batch in the order of their declaration
+    sizes     how many of them belong to each field
+    max_decode_context, max_prefill_len  as in Batch
+    """
+
+    integers: Tensor
+    sizes: tuple[int, ...]
+    max_decode_context: int
+    max_prefill_len: int
+
+
+def flatten(plan: StepPlan, seeds: Seeds, vocab_size: int, *, pin_memory: bool) -> FlatPlan:
+    """Lay a plan out as integers, in pinned memory where it goes to a GPU of this process."""
     arrays = (
         _table_updates(plan.scheduled)
         | _sampling_updates(plan.scheduled, seeds, vocab_size)
@@ -78,14 +98,25 @@ def upload(plan: StepPlan, seeds: Seeds, vocab_size: int, device: torch.device) 
         | _prefill_rows(plan.prefills)
         | _sampled_rows(plan)
     )
-    tensors = _to_device(arrays, device)
-    for name in ("new_temperatures", "new_top_ps"):
-        tensors[name] = tensors[name].view(torch.float64)
-    return Batch(
-        **tensors,
+    ordered = [arrays[name] for name in _TENSORS]
+    sizes = tuple(len(array) for array in ordered)
+    integers = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=pin_memory)
+    np.concatenate(ordered, out=integers.numpy())
+    return FlatPlan(
+        integers,
+        sizes,
         max_decode_context=max((row.context_len for row in plan.decodes), default=0),
         max_prefill_len=max((row.num_tokens for row in plan.prefills), default=0),
     )
+
+
+def upload(flat: FlatPlan, device: torch.device) -> Batch:
+    """Bring a flat plan to the device with one copy, which does not wait for work already queued there."""
+    on_device = flat.integers.to(device, non_blocking=True)
+    tensors = dict(zip(_TENSORS, torch.split(on_device, list(flat.sizes)), strict=True))
+    for name in ("new_temperatures", "new_top_ps"):
+        tensors[name] = tensors[name].view(torch.float64)
+    return Batch(**tensors, max_decode_context=flat.max_decode_context, max_prefill_len=flat.max_prefill_len)
 
 
 def _table_updates(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
@@ -138,14 +169,6 @@ def _sampled_rows(plan: StepPlan) -> dict[str, Int64Array]:
         "sample_slots": _integers(rows[index].slot for index in sampled),
         "sample_indices": _integers(rows[index].num_outputs for index in sampled),
     }
-
-
-def _to_device(arrays: dict[str, Int64Array], device: torch.device) -> dict[str, Tensor]:
-    sizes = [len(array) for array in arrays.values()]
-    buffer = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
-    np.concatenate(list(arrays.values()), out=buffer.numpy())
-    on_device = buffer.to(device, non_blocking=True)
-    return dict(zip(arrays, torch.split(on_device, sizes), strict=True))
 
 
 def _integers(values: Iterable[int]) -> Int64Array:

@@ -9,11 +9,15 @@ import torch
 
 from nanoinfer.config import ConfigError
 from nanoinfer.execution import memory
+from nanoinfer.execution.collectives import smallest
+from nanoinfer.execution.contract import Execution
 from nanoinfer.execution.cuda_graphs import padded_batch_sizes
+from nanoinfer.execution.devices import resolve_device, resolve_dtype
 from nanoinfer.execution.runner import Runner
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.model.decoder import Decoder
 from nanoinfer.model.ops import select_ops
+from nanoinfer.model.parallel import SINGLE
 from nanoinfer.model.weights import draw_weights, load_checkpoint
 from nanoinfer.request import SamplingParams
 from nanoinfer.scheduling.plan import Phase, ScheduledRequest, StepPlan
@@ -22,40 +26,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nanoinfer.config import EngineConfig
-    from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.model.ops import Ops
+    from nanoinfer.model.parallel import TensorParallel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """A runner and what was decided while it was built.
+def build_execution(
+    config: EngineConfig, model_config: ModelConfig, folder: Path, parallel: TensorParallel = SINGLE
+) -> Execution:
+    """Load this rank's part of the model and make room for its KV cache.
 
-    num_blocks     blocks that the KV cache may hand out; the pool has one more, for padding
-    max_model_len  longest prompt plus output that works: the setting, or the model's limit as far as the pool reaches
-    graphs         what the capture of CUDA graphs cost, None where there are none
+    Settings that cannot work are a ConfigError. With several ranks all of them call this together.
     """
-
-    runner: Runner
-    device: torch.device
-    dtype: torch.dtype
-    num_blocks: int
-    max_model_len: int
-    block_bytes: int
-    pool_bytes: int
-    weights_bytes: int
-    activations_peak_bytes: int | None
-    graphs: GraphFacts | None
-
-
-def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Path) -> Execution:
-    """Load the model and make room for its KV cache; settings that cannot work are a ConfigError."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     limit = longest_sequence(config, model_config)
     ops = select_ops(device, model_config.head_dim)
-    model = load_model(config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops)
-    sizes = _PoolSizes(config, model_config, device, dtype)
+    model = load_model(
+        config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops, parallel=parallel
+    )
+    sizes = _PoolSizes(config, parallel.local(model_config), device, dtype)
     needs = _measure_needs(model, ops, config, sizes, limit) if device.type == "cuda" else None
     num_blocks = memory.num_kv_blocks(
         config,
@@ -63,6 +53,8 @@ def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Pat
         budget_bytes=_pool_budget(config, device, needs, wanted_bytes=sizes.bytes_for(limit, config.max_num_seqs)),
         required_tokens=limit if config.max_model_len is not None else 1,
     )
+    if parallel.size > 1:
+        num_blocks = smallest(num_blocks, device)
     max_model_len = min(limit, num_blocks * config.block_size)
     pool = sizes.make_pool(num_blocks)
     runner = _make_runner(model, ops, pool, config, max_model_len)
@@ -78,32 +70,6 @@ def build_execution(config: EngineConfig, model_config: ModelConfig, folder: Pat
         activations_peak_bytes=None if needs is None else needs.activations_bytes,
         graphs=runner.capture_graphs() if device.type == "cuda" and config.cuda_graphs else None,
     )
-
-
-def resolve_device(name: str | None) -> torch.device:
-    """Return the device asked for, by default CUDA where there is one; a device that is not there is a ConfigError."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not known; use 'cpu', 'cuda' or 'cuda:N'") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise ConfigError(f"device {name!r} is not supported; use 'cpu', 'cuda' or 'cuda:N'")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = device.index or 0
-    if index >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda", index)
-
-
-def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for; by default float16 on a GPU and float32 on a CPU."""
-    if name is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def longest_sequence(config: EngineConfig, model_config: ModelConfig) -> int:
@@ -123,13 +89,14 @@ def load_model(
     dtype: torch.dtype,
     num_positions: int,
     ops: Ops,
+    parallel: TensorParallel = SINGLE,
 ) -> Decoder:
-    """Build the decoder on its device and fill it from the checkpoint or the seed."""
+    """Build this rank's part of the decoder on its device and fill it from the checkpoint or the seed."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Decoder(model_config, ops, num_positions)
+            model = Decoder(model_config, ops, num_positions, parallel)
     finally:
         torch.set_default_dtype(default)
     if config.weights == "synthetic":
@@ -177,7 +144,8 @@ def _make_runner(model: Decoder, ops: Ops, pool: torch.Tensor, config: EngineCon
 def _pool_budget(config: EngineConfig, device: torch.device, needs: _Needs | None, *, wanted_bytes: int) -> int:
     """Bytes for a pool of the engine's own choice: on a GPU all there is, on a CPU no more than can be used."""
     if needs is None:
-        return min(wanted_bytes, memory.cpu_budget_bytes())
+        num_pools = config.tensor_parallel_size * config.data_parallel_size
+        return min(wanted_bytes, memory.cpu_budget_bytes() // num_pools)
     return memory.gpu_budget_bytes(
         device,
         memory_fraction=config.memory_fraction,

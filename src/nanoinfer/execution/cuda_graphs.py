@@ -37,6 +37,12 @@ def padded_batch_sizes(max_num_seqs: int) -> tuple[int, ...]:
     return (*(size for size in spread if size < max_num_seqs), max_num_seqs)
 
 
+def graph_size(sizes: tuple[int, ...], num_rows: int) -> int | None:
+    """Return the smallest of the captured sizes, ascending, that holds so many rows; None when none does."""
+    index = bisect_left(sizes, num_rows)
+    return sizes[index] if index < len(sizes) else None
+
+
 class DecodeGraphs:
     """A decode step, recorded at several batch sizes.
 
@@ -56,11 +62,6 @@ class DecodeGraphs:
         for size in reversed(sizes):
             self._inputs(size).copy_(padding[:, None])
             self._replays[size] = record(self._work(step, size))
-
-    def size_for(self, num_rows: int) -> int | None:
-        """Return the smallest captured size that holds so many rows; None when none does."""
-        index = bisect_left(self.sizes, num_rows)
-        return self.sizes[index] if index < len(self.sizes) else None
 
     def replay(self, staged: Tensor, num_rows: int) -> Tensor:
         """Run a captured size on staged rows (4, size); returns ids (num_rows,), valid until the next replay."""

@@ -1,4 +1,4 @@
-"""One forward pass and sampling on one device.
+"""One forward pass and sampling on one rank.
 
 The device keeps per-slot state (block table, sampling settings, the token sampled last); a plan says what changes. A
 decode row's input is the slot's last token, which never visits the host, so a step can be launched before the ids of
@@ -14,20 +14,19 @@ import torch
 
 from nanoinfer.execution.batch import Batch, upload
 from nanoinfer.execution.cuda_graphs import DecodeGraphs, GraphFacts, capture_decode_graphs, padded_batch_sizes
-from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, StagedRows, stage_rows
+from nanoinfer.execution.staging import StagedDecodes, Stager
 from nanoinfer.model.attention import AttentionInputs, DecodeInputs, PrefillInputs
 from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
+    from nanoinfer.execution.decode_rows import StagedRows
     from nanoinfer.execution.seeds import Seeds
+    from nanoinfer.execution.staging import StagedStep
     from nanoinfer.model.decoder import Decoder
     from nanoinfer.model.ops import Ops
-    from nanoinfer.request import SamplingParams
-    from nanoinfer.scheduling.plan import ScheduledRequest, StepPlan
+    from nanoinfer.scheduling.plan import StepPlan
 
 
 class SlotState:
@@ -130,16 +129,19 @@ class Runner:
         self.kv_cache = kv_cache
         self.device = kv_cache.device
         self.block_size = kv_cache.shape[3]
-        self.vocab_size = len(model.embedding.weight)
+        self.vocab_size = model.vocab_size
         self.num_slots = num_slots
         self.slots = SlotState(num_slots, max_blocks, self.device)
         self.graphs: DecodeGraphs | None = None
         self._max_context_len = max_blocks * self.block_size
-        self._padding = PaddingRow(slot=num_slots, block=kv_cache.shape[2] - 1)
-        self._last_blocks = LastBlocks(num_slots)
-        self._seeds = seeds
-        self._restricted_slots: set[int] = set()
         self._on_gpu = self.device.type == "cuda"
+        self._stager = Stager(
+            seeds,
+            num_slots=num_slots,
+            num_blocks=kv_cache.shape[2] - 1,
+            vocab_size=self.vocab_size,
+            pin_memory=self._on_gpu,
+        )
         self._time_steps = time_steps and self._on_gpu
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -147,7 +149,8 @@ class Runner:
     @torch.inference_mode()
     def capture_graphs(self, sizes: tuple[int, ...] | None = None) -> GraphFacts:
         """Capture decode steps of all padded batch sizes (or the given ones), on CUDA."""
-        padding = torch.tensor([self._padding.slot, 0, self._padding.block, 0], device=self.device)
+        padding_row = self._stager.padding
+        padding = torch.tensor([padding_row.slot, 0, padding_row.block, 0], device=self.device)
         self.graphs, facts = capture_decode_graphs(
             lambda rows: self._decode(rows, restricted=False, max_context_len=self._max_context_len),
             sizes or padded_batch_sizes(self.num_slots),
@@ -155,23 +158,25 @@ class Runner:
         )
         return facts
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepHandle:
         """Queue one step on the device and return without waiting for it (on a CPU: when it is done)."""
+        return self.compute(self._stager.stage(plan, () if self.graphs is None else self.graphs.sizes))
+
+    @torch.inference_mode()
+    def compute(self, step: StagedStep) -> StepHandle:
+        """Do the same for a step that was staged, here or in another process."""
         begin = self._event() if self._time_steps else None
-        restricted = self._note(plan)
-        size = staged = None
-        if plan.prefills:
-            token_ids = self._compute(upload(plan, self._seeds, self.vocab_size, self.device), restricted=restricted)
+        if isinstance(step, StagedDecodes):
+            token_ids = self._run_decodes(step)
         else:
-            size = None if restricted or self.graphs is None else self.graphs.size_for(len(plan.decodes))
-            staged = self._stage(plan.decodes, size or len(plan.decodes))
-            token_ids = self._run_decodes(staged, size, restricted=restricted)
+            token_ids = self._compute(upload(step.flat, self.device), restricted=step.restricted)
         timer = None if begin is None else DeviceTimer(begin, self._event())
         on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=self._on_gpu)
         on_host.copy_(token_ids, non_blocking=True)
         arrived = self._event() if self._on_gpu else None
-        return StepHandle(on_host, arrived, timer, staged, graph=size is not None)
+        if isinstance(step, StagedDecodes):
+            return StepHandle(on_host, arrived, timer, step.staged, graph=step.replay)
+        return StepHandle(on_host, arrived, timer, None, graph=False)
 
     def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=self._time_steps)  # type: ignore[no-untyped-call]
@@ -180,16 +185,14 @@ class Runner:
 
     # --- steps that only decode ---------------------------------------------------------------------------------------
 
-    def _stage(self, rows: Sequence[ScheduledRequest], size: int) -> StagedRows:
-        return stage_rows(rows, self._last_blocks, size=size, padding=self._padding, pin_memory=self._on_gpu)
-
-    def _run_decodes(self, staged: StagedRows, size: int | None, *, restricted: bool) -> Tensor:
-        """Run a step without prefill: as a graph of the given size, or kernel by kernel where that is None."""
-        if size is not None and self.graphs is not None:
+    def _run_decodes(self, step: StagedDecodes) -> Tensor:
+        """Run a step without prefill: as a graph, or kernel by kernel."""
+        staged = step.staged
+        if step.replay and self.graphs is not None:
             return self.graphs.replay(staged.rows, len(staged.order))
         longest = int(staged.rows[1, 0]) + 1
         rows = staged.rows.to(self.device, non_blocking=True)
-        return self._decode(rows, restricted=restricted, max_context_len=longest)
+        return self._decode(rows, restricted=step.restricted, max_context_len=longest)
 
     def _decode(self, rows: Tensor, *, restricted: bool, max_context_len: int) -> Tensor:
         """Forward pass and sampling of rows (4, B) as `decode_rows` lays them out; returns the ids (B,) int64.
@@ -211,7 +214,7 @@ class Runner:
             limits=state.limits(slots) if restricted else None,
         )
         logits = self.model.logits(self.model(step.token_ids, attention, self.kv_cache))
-        sampled = choose_tokens(logits, sampling, self.ops)
+        sampled = self._choose(logits, sampling)
         state.last_tokens.index_copy_(0, slots, sampled)
         return sampled
 
@@ -225,7 +228,7 @@ class Runner:
         if not len(batch.sample_tokens):
             return batch.sample_tokens
         logits = self.model.logits(hidden[batch.sample_tokens])
-        sampled = choose_tokens(logits, self._sampling_inputs(batch, restricted=restricted), self.ops)
+        sampled = self._choose(logits, self._sampling_inputs(batch, restricted=restricted))
         self.slots.last_tokens[batch.sample_slots] = sampled
         return sampled
 
@@ -264,21 +267,5 @@ class Runner:
             limits=self.slots.limits(rows) if restricted else None,
         )
 
-    # --- what the host remembers of the slots -------------------------------------------------------------------------
-
-    def _note(self, plan: StepPlan) -> bool:
-        """Keep account of the slots' last blocks and limits; whether a row of the step samples with top_k or top_p."""
-        self._last_blocks.note(plan.decodes)
-        self._last_blocks.note(plan.prefills)
-        for row in plan.prefills:
-            if row.sampling is not None:
-                self._note_sampling(row.slot, row.sampling)
-        if not self._restricted_slots:
-            return False
-        return any(row.samples and row.slot in self._restricted_slots for row in plan.scheduled)
-
-    def _note_sampling(self, slot: int, sampling: SamplingParams) -> None:
-        if sampling.is_greedy or (sampling.top_k is None and sampling.top_p is None):
-            self._restricted_slots.discard(slot)
-        else:
-            self._restricted_slots.add(slot)
+    def _choose(self, logits: Tensor, sampling: SamplingInputs) -> Tensor:
+        return choose_tokens(logits, sampling, self.ops, self.model.parallel, self.vocab_size)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nanoinfer.kernels.reference import attention_scale
-from nanoinfer.model.layers import Linear, empty_parameter
+from nanoinfer.model.layers import Linear, RowParallelLinear, empty_parameter
 
 if TYPE_CHECKING:
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.model.ops import Ops
+    from nanoinfer.model.parallel import TensorParallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,15 @@ class AttentionInputs:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and, in Qwen3, normalized heads."""
+    """Grouped-query attention with rotary positions and, in Qwen3, normalized heads; `config` is the rank's own."""
 
-    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:
         super().__init__()
         width = config.head_dim
         self.qkv_proj = Linear(config.hidden_size, config.qkv_heads * width, bias=config.qkv_bias)
-        self.o_proj = Linear(config.num_heads * width, config.hidden_size, bias=config.output_bias)
+        self.o_proj = RowParallelLinear(
+            config.num_heads * width, config.hidden_size, bias=config.output_bias, parallel=parallel, ops=ops
+        )
         self.q_norm = empty_parameter(width) if config.qk_norm else None
         self.k_norm = empty_parameter(width) if config.qk_norm else None
         self.eps = config.rms_norm_eps

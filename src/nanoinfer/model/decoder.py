@@ -8,29 +8,34 @@ from torch import Tensor, nn
 
 from nanoinfer.model.attention import Attention, AttentionInputs
 from nanoinfer.model.layers import Embedding, GatedMLP, Linear, RMSNorm, rotary_table
+from nanoinfer.model.parallel import SINGLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.model.ops import Ops
+    from nanoinfer.model.parallel import TensorParallel
 
 
 class Decoder(nn.Module):
     """Token ids to hidden states to logits.
 
     The residual stream and the branch that is added to it travel separately, so that each addition is fused with the
-    normalization that follows it.
+    normalization that follows it. `config` describes the whole model, of which this rank holds its part.
     """
 
     cos_sin: Tensor
 
-    def __init__(self, config: ModelConfig, ops: Ops, num_positions: int) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, num_positions: int, parallel: TensorParallel = SINGLE) -> None:
         super().__init__()
-        self.embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, ops) for _ in range(config.num_layers))
+        local = parallel.local(config)
+        self.parallel = parallel
+        self.vocab_size = config.vocab_size
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, parallel)
+        self.layers = nn.ModuleList(DecoderLayer(local, ops, parallel) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
-        self.head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, len(parallel.part(config.vocab_size)), bias=False)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
         self.few_rows = ops.few_rows
@@ -62,7 +67,7 @@ class Decoder(nn.Module):
             yield cast("DecoderLayer", layer)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (S, hidden_size) to logits (S, vocab_size)."""
+        """Map hidden states (S, hidden_size) to the logits (S, V) of this rank's part of the vocabulary."""
         out: Tensor = self.head(hidden)
         return out
 
@@ -70,12 +75,12 @@ class Decoder(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then the MLP, each on the normalized residual stream."""
 
-    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
-        self.attention = Attention(config, ops)
+        self.attention = Attention(config, ops, parallel)
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
-        self.mlp = GatedMLP(config, ops)
+        self.mlp = GatedMLP(config, ops, parallel)
 
     def forward(
         self, branch: Tensor | None, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor
@@ -95,7 +100,7 @@ class DecoderLayer(nn.Module):
         norm, projection = self.attention_norm, attention.qkv_proj
         qkv = ops.norm_linear(residual, norm.weight, norm.eps, projection.weight, projection.bias)
         attended = attention.attend(qkv, inputs, cos_sin, kv_blocks)
-        residual = ops.linear_add(attended, attention.o_proj.weight, attention.o_proj.bias, residual)
+        residual = attention.o_proj.add_few_rows(attended, residual)
         norm, projection = self.mlp_norm, mlp.gate_up_proj
         hidden = ops.norm_gated_linear(residual, norm.weight, norm.eps, projection.weight, projection.bias)
-        return ops.linear_add(hidden, mlp.down_proj.weight, mlp.down_proj.bias, residual)
+        return mlp.down_proj.add_few_rows(hidden, residual)

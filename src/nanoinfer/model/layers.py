@@ -1,4 +1,4 @@
-"""Linear, Embedding, RMSNorm, the rotary table and the gated MLP.
+"""Linear, Embedding, RMSNorm, the rotary table and the gated MLP, each as one rank holds it.
 
 Parameters are created empty on the current default device and dtype; `weights` fills them. Linear layers that read the
 same input are one fused matrix: the rows of its parts lie one after the other.
@@ -16,6 +16,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from nanoinfer.model.config import Llama3Scaling, ModelConfig
     from nanoinfer.model.ops import Ops
+    from nanoinfer.model.parallel import TensorParallel
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -36,16 +37,67 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-class Embedding(nn.Module):
-    """Token ids (T,) to rows of W (vocab_size, hidden_size)."""
+class RowParallelLinear(Linear):
+    """y = x W^T + b where x (T, in_features) and W are this rank's part of the inputs: the ranks' products are summed.
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    The first rank alone holds the bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, parallel: TensorParallel, ops: Ops) -> None:
+        super().__init__(in_features, out_features, bias=bias and parallel.rank == 0)
+        self.parallel = parallel
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map this rank's x (T, in_features) to the whole (T, out_features)."""
+        out = self._workspace(x)
+        if out is None:
+            return self.parallel.collectives.all_reduce(functional.linear(x, self.weight, self.bias))
+        if self.bias is None:
+            torch.mm(x, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, x, self.weight.t(), out=out)
+        return self.parallel.collectives.all_reduce(out)
+
+    def add_few_rows(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return residual + y for x of few rows; the first rank brings the residual into the sum."""
+        own = residual if self.parallel.rank == 0 else None
+        part = self.ops.linear_add(x, self.weight, self.bias, own, self._workspace(x))
+        return self.parallel.collectives.all_reduce(part, keep=True)
+
+    def _workspace(self, x: Tensor) -> Tensor | None:
+        return self.parallel.collectives.workspace(len(x), len(self.weight), x.dtype)
+
+
+class Embedding(nn.Module):
+    """Token ids (T,) to rows of W, of which this rank holds its part of the vocabulary.
+
+    With several ranks a row of zeros follows the part: ids of other parts are looked up there, and the sum over the
+    ranks is the row of the rank that has it.
+    """
+
+    local_rows: Tensor
+
+    def __init__(self, vocab_size: int, hidden_size: int, parallel: TensorParallel) -> None:
         super().__init__()
-        self.weight = empty_parameter(vocab_size, hidden_size)
+        own = parallel.part(vocab_size)
+        self.parallel = parallel
+        if parallel.size == 1:
+            self.weight = empty_parameter(vocab_size, hidden_size)
+            return
+        self.rows = empty_parameter(len(own) + 1, hidden_size)
+        self.rows[-1] = 0
+        self.weight = nn.Parameter(self.rows[:-1].detach(), requires_grad=False)
+        local_rows = torch.full((vocab_size,), len(own))
+        local_rows[own.start : own.stop] = torch.arange(len(own))
+        self.register_buffer("local_rows", local_rows, persistent=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Look up (T,) integer ids; returns (T, hidden_size)."""
-        return functional.embedding(token_ids, self.weight)
+        if self.parallel.size == 1:
+            return functional.embedding(token_ids, self.weight)
+        part = functional.embedding(self.local_rows[token_ids], self.rows)
+        return self.parallel.collectives.all_reduce(part, keep=True)
 
 
 class RMSNorm(nn.Module):
@@ -67,12 +119,14 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) with gate and up in one matrix."""
+    """down(silu(gate(x)) * up(x)) with gate and up in one matrix; `config` is the rank's own."""
 
-    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:
         super().__init__()
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = RowParallelLinear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, parallel=parallel, ops=ops
+        )
         self.ops = ops
 
     def forward(self, x: Tensor) -> Tensor:

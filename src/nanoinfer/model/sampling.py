@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nanoinfer.model.ops import Ops
+    from nanoinfer.model.parallel import TensorParallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,19 @@ class SamplingInputs:
     limits: Limits | None = None
 
 
-def choose_tokens(logits: Tensor, inputs: SamplingInputs, ops: Ops) -> Tensor:
-    """Choose one token a row of logits (S, V); returns (S,) int64."""
-    if inputs.limits is not None:
-        logits = restrict(logits, inputs.temperatures, inputs.limits.top_ps, inputs.limits.top_ks)
+def choose_tokens(
+    logits: Tensor, inputs: SamplingInputs, ops: Ops, parallel: TensorParallel, vocab_size: int
+) -> Tensor:
+    """Choose one token a row of this rank's logits (S, part of V); returns (S,) int64, the same on every rank.
+
+    Ranks compare only the best of each part of the vocabulary, unless a choice is restricted: that needs all logits.
+    """
+    if inputs.limits is None:
+        first = parallel.part(vocab_size).start
+        best = ops.sample_shard(logits, inputs.temperatures, inputs.seeds, inputs.token_indices, first)
+        return parallel.best_token(*best)
+    logits = parallel.whole_logits(logits, vocab_size)
+    logits = restrict(logits, inputs.temperatures, inputs.limits.top_ps, inputs.limits.top_ks)
     return ops.sample(logits, inputs.temperatures, inputs.seeds, inputs.token_indices)
 
 

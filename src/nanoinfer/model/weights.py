@@ -1,6 +1,7 @@
 """Fill a decoder's parameters: from safetensors files, or drawn from a seed.
 
-Both ways go through one table: checkpoint name -> the part of a (fused) parameter that it fills.
+Both ways go through one table, `destinations`: checkpoint name -> the part of a parameter that it fills. A rank of
+several reads or keeps only its own part.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanoinfer.config import ConfigError
 from nanoinfer.model.config import read_json_object
+from nanoinfer.model.destinations import ROWS, destinations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,51 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nanoinfer.model.config import ModelConfig
-    from nanoinfer.model.decoder import Decoder, DecoderLayer
-    from nanoinfer.model.layers import Linear
+    from nanoinfer.model.decoder import Decoder
+    from nanoinfer.model.destinations import Destination
 
 _NAMES_SHOWN = 8
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no way up
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BIAS_STD = 0.02
-
-
-def destinations(model: Decoder, config: ModelConfig) -> dict[str, Tensor]:
-    """Map every name that a checkpoint must hold to the view that it fills."""
-    table: dict[str, Tensor] = {
-        "model.embed_tokens.weight": model.embedding.weight,
-        "model.norm.weight": model.norm.weight,
-    }
-    if not config.tie_word_embeddings:
-        table["lm_head.weight"] = model.head.weight
-    for index, layer in enumerate(model.decoder_layers()):
-        table |= {f"model.layers.{index}.{name}": view for name, view in _layer_destinations(layer, config)}
-    return {name: view.detach() for name, view in table.items()}
-
-
-def _layer_destinations(layer: DecoderLayer, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention, mlp = layer.attention, layer.mlp
-    yield "input_layernorm.weight", layer.attention_norm.weight
-    yield "post_attention_layernorm.weight", layer.mlp_norm.weight
-    yield from _parts(attention.qkv_proj, "self_attn.", {"q_proj": query, "k_proj": key, "v_proj": key})
-    yield from _parts(attention.o_proj, "self_attn.", {"o_proj": config.hidden_size})
-    if attention.q_norm is not None and attention.k_norm is not None:
-        yield "self_attn.q_norm.weight", attention.q_norm
-        yield "self_attn.k_norm.weight", attention.k_norm
-    width = config.intermediate_size
-    yield from _parts(mlp.gate_up_proj, "mlp.", {"gate_proj": width, "up_proj": width})
-    yield from _parts(mlp.down_proj, "mlp.", {"down_proj": config.hidden_size})
-
-
-def _parts(linear: Linear, prefix: str, rows: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Name the row ranges of a fused linear layer, weights and biases."""
-    start = 0
-    for name, count in rows.items():
-        yield f"{prefix}{name}.weight", linear.weight[start : start + count]
-        if linear.bias is not None:
-            yield f"{prefix}{name}.bias", linear.bias[start : start + count]
-        start += count
 
 
 # --- from a checkpoint ------------------------------------------------------------------------------------------------
@@ -87,7 +51,7 @@ def load_checkpoint(model: Decoder, config: ModelConfig, folder: Path) -> None:
                 if target is None:
                     unused[name] = shard.get_tensor(name)
                 else:
-                    _copy(name, shard.get_tensor(name), target)
+                    _copy(name, _read_part(name, shard, target), target.view)
     if missing:
         raise ConfigError(f"the checkpoint in {folder} lacks {_enumerate(missing)}")
     unknown = [name for name, tensor in unused.items() if not _is_redundant(name, tensor, model, config)]
@@ -131,9 +95,20 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
+def _read_part(name: str, shard: safe_open, target: Destination) -> Tensor:
+    """Read what this rank needs of a tensor, and no more."""
+    stored = shard.get_slice(name)  # type: ignore[no-untyped-call]
+    shape = tuple(stored.get_shape())
+    if shape != target.shape:
+        raise ConfigError(f"{name} has shape {shape}; config.json asks for {target.shape}")
+    if target.is_whole or not target.part:
+        return target.part_of(shard.get_tensor(name))  # type: ignore[no-untyped-call]
+    wanted = slice(target.part.start, target.part.stop)
+    part: Tensor = stored[wanted] if target.axis == ROWS else stored[:, wanted]
+    return part
+
+
 def _copy(name: str, tensor: Tensor, target: Tensor) -> None:
-    if tensor.shape != target.shape:
-        raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(target.shape)}")
     if not tensor.is_floating_point():
         raise ConfigError(f"{name} is stored as {tensor.dtype}; only unquantized floating-point weights are supported")
     target.copy_(tensor.to(target.device))  # where types differ, the device converts, not the host
@@ -151,8 +126,11 @@ def _is_redundant(name: str, tensor: Tensor, model: Decoder, config: ModelConfig
         return True
     if name != "lm_head.weight" or not config.tie_word_embeddings:
         return False
-    weight = model.embedding.weight
-    return torch.equal(tensor.to(weight.device, weight.dtype), weight)
+    embedding = destinations(model, config)["model.embed_tokens.weight"]
+    if tuple(tensor.shape) != embedding.shape:
+        return False
+    weight = embedding.view
+    return torch.equal(embedding.part_of(tensor).to(weight.device, weight.dtype), weight)
 
 
 def _enumerate(names: Iterable[str]) -> str:
@@ -167,19 +145,27 @@ def _enumerate(names: Iterable[str]) -> str:
 def draw_weights(model: Decoder, config: ModelConfig, seed: int) -> None:
     """Draw every parameter from (seed, its checkpoint name) on the parameter's own device.
 
-    Norms are 1. Matrices have variance 1 / inputs, so that activations keep their scale; those that write to the
-    residual stream are divided by sqrt(2 * layers), so that it does not grow with depth (GPT-2's rule).
+    A rank draws whole matrices and keeps its parts, so the model is the same on any number of ranks. Norms are 1.
+    Matrices have variance 1 / inputs, so that activations keep their scale; those that write to the residual stream
+    are divided by sqrt(2 * layers), so that it does not grow with depth (GPT-2's rule).
     """
     residual_scale = (2 * config.num_layers) ** -0.5
     for name, target in destinations(model, config).items():
         if name.endswith("norm.weight"):
-            target.fill_(1.0)
+            target.view.fill_(1.0)
             continue
-        std = _BIAS_STD if target.ndim == 1 else target.shape[1] ** -0.5
+        std = _BIAS_STD if len(target.shape) == 1 else target.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             std *= residual_scale
-        generator = torch.Generator(target.device).manual_seed(_name_seed(seed, name))
-        target.normal_(0.0, std, generator=generator)
+        _draw(target, std, _name_seed(seed, name))
+
+
+def _draw(target: Destination, std: float, seed: int) -> None:
+    view = target.view
+    whole = view if target.is_whole else view.new_empty(target.shape)
+    whole.normal_(0.0, std, generator=torch.Generator(view.device).manual_seed(seed))
+    if whole is not view:
+        view.copy_(target.part_of(whole))
 
 
 def _name_seed(seed: int, name: str) -> int:

@@ -3,13 +3,17 @@
 import numpy as np
 import torch
 
-from nanoinfer.execution.batch import upload
+from nanoinfer.execution.batch import flatten, upload
 from nanoinfer.execution.runner import SlotState
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.request import SamplingParams
 from nanoinfer.scheduling.plan import Phase, ScheduledRequest, StepPlan
 
 DRAWN = SamplingParams(temperature=0.7, top_p=0.9, top_k=400, seed=2**62 + 1)
+
+
+def on_cpu(plan):
+    return upload(flatten(plan, Seeds(0), 100, pin_memory=False), torch.device("cpu"))
 
 
 def plan():
@@ -25,7 +29,7 @@ def plan():
 
 
 def test_every_field_of_the_batch_says_what_the_plan_says():
-    batch = upload(plan(), Seeds(0), 100, torch.device("cpu"))
+    batch = on_cpu(plan())
     expected = {
         "table_slots": [3, 2, 2, 1],
         "table_columns": [4, 0, 1, 0],
@@ -53,7 +57,7 @@ def test_every_field_of_the_batch_says_what_the_plan_says():
 
 def test_a_decode_step_has_empty_prefill_fields():
     decodes = plan().decodes
-    batch = upload(StepPlan(0, Phase.DECODE, decodes, ()), Seeds(0), 100, torch.device("cpu"))
+    batch = on_cpu(StepPlan(0, Phase.DECODE, decodes, ()))
     assert batch.prefill_token_ids.shape == (0,)
     assert batch.prefill_starts.tolist() == [0]
     assert batch.sample_tokens.tolist() == [0, 1]
@@ -63,7 +67,7 @@ def test_a_decode_step_has_empty_prefill_fields():
 def test_slots_keep_what_a_step_does_not_change():
     slots = SlotState(4, 6, torch.device("cpu"))
     slots.block_tables[3, :4] = torch.tensor([1, 2, 3, 4])
-    slots.update(upload(plan(), Seeds(0), 100, torch.device("cpu")))
+    slots.update(on_cpu(plan()))
     assert slots.block_tables[3].tolist() == [1, 2, 3, 4, 8, 0]
     assert slots.block_tables[2, :2].tolist() == [5, 6]
     np.testing.assert_allclose(slots.temperatures.tolist(), [0, 0, 0.7, 0, 0], rtol=1e-6)

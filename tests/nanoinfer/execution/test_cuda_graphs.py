@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanoinfer import LLM, SamplingParams
-from nanoinfer.execution.cuda_graphs import DecodeGraphs, padded_batch_sizes
+from nanoinfer.execution.cuda_graphs import DecodeGraphs, graph_size, padded_batch_sizes
 from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, stage_rows
 from nanoinfer.scheduling.plan import ScheduledRequest
 
@@ -39,8 +39,7 @@ def test_sizes_ascend_to_the_largest_batch_and_pad_little(largest):
 
 
 def test_a_step_takes_the_smallest_graph_that_holds_it():
-    graphs = DecodeGraphs(lambda rows: rows[0], (1, 2, 4, 8), torch.tensor([9, 0, 7, 0]), call_again)
-    assert [graphs.size_for(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, None]
+    assert [graph_size((1, 2, 4, 8), n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, None]
 
 
 def test_each_size_is_recorded_on_padding_alone_the_largest_first():

@@ -5,6 +5,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nanoinfer.model.ops import REFERENCE
+from nanoinfer.model.parallel import SINGLE
 from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens, restrict
 
 
@@ -42,4 +43,4 @@ def test_restricted_rows_draw_only_what_is_kept():
         token_indices=torch.zeros(rows, dtype=torch.int64),
         limits=Limits(top_ps=torch.ones(rows), top_ks=torch.full((rows,), 4)),
     )
-    assert set(choose_tokens(logits, inputs, REFERENCE).tolist()) == set(logits[0].topk(4).indices.tolist())
+    assert set(choose_tokens(logits, inputs, REFERENCE, SINGLE, logits.shape[1]).tolist()) == set(logits[0].topk(4).indices.tolist())

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from nanoinfer.config import ConfigError
 from nanoinfer.model.config import ModelConfig
 from nanoinfer.model.decoder import Decoder
+from nanoinfer.model.destinations import destinations
 from nanoinfer.model.ops import REFERENCE
-from nanoinfer.model.weights import checkpoint_files, destinations, draw_weights, load_checkpoint
+from nanoinfer.model.weights import checkpoint_files, draw_weights, load_checkpoint
 
 
 def config_of(**change):
@@ -35,7 +36,7 @@ def drawn(config, seed=0, dtype=torch.float32):
 
 
 def tensors_of(model, config):
-    return {name: view.clone() for name, view in destinations(model, config).items()}
+    return {name: place.view.clone() for name, place in destinations(model, config).items()}
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""The worker's side of a channel: setup, lifeline, and the report of what goes wrong."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanoinfer.execution.channel import ChannelClosedError, Kind
+from nanoinfer.execution.collectives import LostPeerError
+from nanoinfer.execution.lifeline import ORPHANED, beat_interval_s, start_lifeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nanoinfer.execution.channel import Channel
+
+    Role = Callable[[Channel, Mapping[str, Any]], None]
+
+
+def serve(
+    channel: Channel, roles: Mapping[str, Role], *, parent: int | None, own: Mapping[str, Any] | None = None
+) -> int:
+    """Do the work that the setup names until the front door has enough; returns the exit status.
+
+    An error is reported and ends the work. So does the end of the front door, at once. `own` overrides what the setup
+    says, for a process that knows better: on another machine the model lies elsewhere.
+    """
+    try:
+        setup = channel.receive()
+    except ChannelClosedError:
+        return ORPHANED
+    facts = {**setup.facts, **(own or {})}
+    start_lifeline(channel, interval_s=beat_interval_s(facts["rank_timeout_s"]), parent=parent)
+    torch.set_num_threads(facts["num_threads"])
+    try:
+        roles[facts["role"]](channel, facts)
+    except ChannelClosedError:
+        return ORPHANED
+    except BaseException as error:  # noqa: BLE001  whatever it is, the front door must hear of it
+        _report(channel, error)
+        return 1
+    return 0
+
+
+def _report(channel: Channel, error: BaseException) -> None:
+    facts = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "lost_peer": isinstance(error, LostPeerError),
+        "traceback": "".join(traceback.format_exception(error)[-12:]),
+    }
+    try:
+        channel.send(Kind.ERROR, facts)
+    except OSError:
+        return
