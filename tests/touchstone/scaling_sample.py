@@ -102,7 +102,7 @@ def write_scaling_run(
                     ended_at=MOMENT,
                     environment_fingerprint=environment.fingerprint,
                     plan_sha256=plan.plan_sha256,
-                    engine=make_engine(),
+                    engine=make_engine().model_copy(update={"name": "nanoinfer"}),
                     startup_s=1.0,
                     measurements=() if failed else tuple(_runs(run_dir, tests[unit.test_id], unit, number)),
                 )

@@ -221,7 +221,7 @@ def _described(
 ) -> MetricStatistics:
     repetitions = tuple(tuple(value.quantity.value for value in row) for row in rows)
     scores = tuple(median(row) for row in repetitions)
-    summary = statistics.summarize(scores, planned=len(test.units), counted=definition.counted)
+    summary = statistics.summarize(scores, planned=num_planned(test, arm), counted=definition.counted)
     sizes = [value.quantity.sample_size for row in rows for value in row if value.quantity.sample_size is not None]
     return MetricStatistics(
         metric=definition.id,
@@ -244,6 +244,11 @@ def _described(
         withheld=None,
         example=_example([value for row in rows for value in row], summary.median),
     )
+
+
+def num_planned(test: TestRuns, arm: str) -> int:
+    """Count the processes that were planned for an arm: those of other arms are not its own."""
+    return sum(arm in unit.arm_order for unit in test.units)
 
 
 def _example(values: Sequence[_Value], centre: float | None) -> WorkedExample | None:
