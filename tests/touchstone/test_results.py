@@ -17,7 +17,7 @@ from tests.touchstone.factories import (
     make_trace,
     make_workload,
 )
-from touchstone.analysis.checks import hit_upper_bound
+from touchstone.analysis.prediction import hit_upper_bound
 from touchstone.analysis.results import PLAN, derive_results, write_results
 from touchstone.analysis.runs import RunsError
 from touchstone.analysis.summaries import MeasureError

@@ -203,7 +203,10 @@ def cpu_overhead(facts: RunFacts) -> Measured:
     steps = samples.steps_of_kind(facts.trace, "decode")
     if isinstance(steps, NotAvailable):
         return steps
-    milliseconds = sum(timed.step.launched_ns - timed.step.begin_ns for timed in steps) / NS_PER_MS
+    launched = [timed.step.launched_ns - timed.step.begin_ns for timed in steps if timed.step.launched_ns is not None]
+    if len(launched) < len(steps):
+        return NO_LAUNCH
+    milliseconds = sum(launched) / NS_PER_MS
     terms = {r"\sum (l_j - b_j)": milliseconds, "N": len(steps)}
     return Quantity(milliseconds / len(steps), Unit.MILLISECONDS, len(steps), terms)
 
@@ -234,6 +237,9 @@ def communication_share(facts: RunFacts) -> Measured:
     return Quantity(100 * part / total, Unit.PERCENT, len(known), terms)
 
 
+NO_LAUNCH = NotAvailable(
+    Bilingual("the engine does not report when a step had been launched", "该引擎不报告每一步启动完成的时间")
+)
 NO_COMMUNICATION = NotAvailable(
     Bilingual("the engine does not report the time of its collectives", "该引擎不报告集合通信的耗时")
 )

@@ -188,8 +188,8 @@ def _arm_fields(
 def _roofed(test: TestRuns, item: MetricStatistics, peaks: Peaks, device: str) -> MetricStatistics:
     """Set a metric's worked example beside its physical floor, where it has one."""
     shown, spec = item.example, test.planned.workload
-    if shown is None:
-        return item
+    if shown is None or (spec is not None and spec.load is not None):
+        return item  # a run that waits for arrivals is not slow: nothing bounds it from below
     run = next(run for run in test.runs if (run.unit_id, run.position) == (shown.unit_id, shown.position))
     alone = spec is not None and spec.concurrency == 1
     found = roofline_of(item.metric, run.facts, shown.value, peaks, device, alone=alone)

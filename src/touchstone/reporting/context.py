@@ -7,13 +7,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from touchstone.analysis.statistics import DRIFT_LIMIT, MIN_FOR_INTERVAL, TOLERANCE
-from touchstone.experiment import INSTRUMENT_TEST, Bilingual
+from touchstone.experiment import INSTRUMENT_TEST, Bilingual, is_point
 from touchstone.reporting.checklist import checklist
 from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
 from touchstone.reporting.formatting import percent
 from touchstone.reporting.headline import front_page
 from touchstone.reporting.machine import RooflineView, machine_views, roofline_views
 from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
+from touchstone.reporting.scaling import ScalingView, scaling_view
 from touchstone.reporting.setting import (
     WorkloadRow,
     hardware_rows,
@@ -24,6 +25,7 @@ from touchstone.reporting.setting import (
     software_rows,
     workload_rows,
 )
+from touchstone.reporting.sweeps import PaybackRow, SweepView, payback_rows, sweep_views
 from touchstone.reporting.values import Amount, Code, Row
 
 if TYPE_CHECKING:
@@ -84,8 +86,11 @@ class TestView:
     evidence: EvidenceView | None
     figures: tuple[FigureView, ...]
     code: CodeView | None
+    scaling: ScalingView
     rooflines: tuple[RooflineView, ...] = ()
     void: Bilingual | None = None
+    sweeps: tuple[SweepView, ...] = ()
+    payback: tuple[PaybackRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +126,8 @@ def report_context(
 
 
 def views_of_tests(run: Run, figures: Mapping[str, tuple[FigureView, ...]]) -> tuple[TestView, ...]:
-    """Arrange every test of the plan, in its order."""
-    return tuple(_test_view(run, result, figures.get(result.test_id, ())) for result in run.results)
+    """Arrange every test of the plan, in its order; the points of a sweep stand in the chapter of their test."""
+    return tuple(_test_view(run, result, figures) for result in run.results if not is_point(result.test_id))
 
 
 def _environment(run: Run) -> dict[str, object]:
@@ -190,7 +195,7 @@ def _supporting_definitions(tests: Sequence[TestView]) -> tuple[NumberView, ...]
     return tuple(chosen.values())
 
 
-def _test_view(run: Run, result: Result, figures: tuple[FigureView, ...]) -> TestView:
+def _test_view(run: Run, result: Result, figures: Mapping[str, tuple[FigureView, ...]]) -> TestView:
     experiment = run.experiment(result.test_id)
     code = run.quality.code if run.quality is not None and run.quality.test_id == result.test_id else None
     counts = {} if code is None else formula_terms(code)
@@ -211,10 +216,13 @@ def _test_view(run: Run, result: Result, figures: tuple[FigureView, ...]) -> Tes
         effects=effect_views(result, CODE_DEFINITIONS),
         checks=tuple(CheckView(c.id, c.passed, Bilingual(c.detail, c.detail_zh)) for c in result.checks),
         evidence=None if result.evidence is None else _evidence_view(result.evidence),
-        figures=figures,
+        figures=figures.get(result.test_id, ()),
         code=None if code is None else code_view(code),
+        scaling=scaling_view(result, {other.test_id: other for other in run.results}),
         rooflines=roofline_views(result),
         void=_void(result),
+        sweeps=sweep_views(run, result.test_id, figures),
+        payback=payback_rows(run, result.test_id),
     )
 
 

@@ -94,13 +94,13 @@ class PairPanel:
 
 
 @contextmanager
-def _house_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """Apply the style of all figures; matplotlib reads settings both when artists are made and when they are drawn."""
     with mpl.rc_context(_STYLE):
         yield
 
 
-@_house_style()
+@house_style()
 def save_svg(figure: Figure, path: Path) -> None:
     """Write a figure without date and with fixed ids; FigureError if a character has no glyph in the font."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def save_svg(figure: Figure, path: Path) -> None:
     atomic_write(path, svg.getvalue())
 
 
-@_house_style()
+@house_style()
 def draw_repetitions(panels: Sequence[RepetitionPanel], tolerance: float) -> Figure:
     """Every repetition and every process score as deviation from the median, against the band of ±`tolerance`."""
     figure, grid = _panel_grid(len(panels), height=2.1)
@@ -142,7 +142,7 @@ def _draw_repetition_panel(axes: Axes, panel: RepetitionPanel, tolerance: float)
     axes.set_xticks(numbers)
 
 
-@_house_style()
+@house_style()
 def draw_distributions(distributions: Sequence[Distribution], unit: str) -> Figure:
     """Empirical distribution functions side by side, with their percentiles marked and named."""
     figure, grid = _panel_grid(len(distributions), height=2.4)
@@ -169,7 +169,7 @@ def _draw_distribution(axes: Axes, distribution: Distribution, unit: str) -> Non
         axes.legend(loc="lower right", handlelength=1.6)
 
 
-@_house_style()
+@house_style()
 def draw_memory(parts: Mapping[str, float], total: float, unit: str) -> Figure:
     """One stacked bar of all parts beside a line at the device's own total, on which the bar must end."""
     figure = Figure(figsize=(7.2, 1.9), layout="constrained")
@@ -188,7 +188,7 @@ def draw_memory(parts: Mapping[str, float], total: float, unit: str) -> Figure:
     return figure
 
 
-@_house_style()
+@house_style()
 def draw_complexity(columns: Mapping[str, Sequence[int]]) -> Figure:
     """How many functions have which cyclomatic complexity, one set of bars a tool; a log scale keeps the tail seen."""
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
@@ -208,7 +208,7 @@ def draw_complexity(columns: Mapping[str, Sequence[int]]) -> Figure:
     return figure
 
 
-@_house_style()
+@house_style()
 def draw_pairs(panels: Sequence[PairPanel]) -> Figure:
     """Each block's ratio treatment / baseline with the interval of their mean; every pair is a point."""
     figure = Figure(figsize=(7.2, 0.5 + 2.2 * len(panels)), layout="constrained")
@@ -237,7 +237,7 @@ def _draw_ratios(axes: Axes, panel: PairPanel) -> None:
     axes.set_yticks(range(1, len(ratios) + 1))
 
 
-@_house_style()
+@house_style()
 def _panel_grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """Make a figure of page width with `count` panels, at most three a row."""
     if count < 1:

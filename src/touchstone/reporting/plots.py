@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from touchstone.analysis.formulas import sample_ms
 from touchstone.analysis.metrics import SAMPLES
 from touchstone.analysis.quantities import NotAvailable
 from touchstone.analysis.statistics import TOLERANCE
-from touchstone.experiment import Bilingual
-from touchstone.reporting import figures
+from touchstone.coordinates import COORDINATES
+from touchstone.experiment import Bilingual, is_point
+from touchstone.reporting import figures, sweep_figures
 from touchstone.reporting.code_tables import complexities
 from touchstone.reporting.formatting import exact, percent
-from touchstone.trace import load_trace
+from touchstone.reporting.scaling import scaling_caption, scaling_panels
+from touchstone.reporting.scaling_figures import draw_scaling
+from touchstone.reporting.sweeps import places_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,22 +28,26 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from touchstone.experiment import Axis
     from touchstone.records import Effect, MemoryParts, MetricStatistics, Result, Trace
     from touchstone.reporting.run_folder import Run
+    from touchstone.reporting.sweeps import Place
 
 FOLDER = "figures"
 _LATENCY_SAMPLES = {"ttft": "TTFT", "itl": "ITL"}
 _PERCENTILES = ("p50", "p90", "p99")
 _BYTES_SCALES = ((1e9, "GB"), (1e6, "MB"), (1.0, "B"))
 _MAX_PAIR_PANELS = 3
+_MAX_SWEEP_PANELS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class FigureView:
-    """One figure file and its caption, which is also its alternative text."""
+    """One figure file and its caption, which is also its alternative text; one of scaling stands with its table."""
 
     path: str
     caption: Bilingual
+    scaling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +61,39 @@ def write_figures(run: Run, out_dir: Path) -> dict[str, tuple[FigureView, ...]]:
     """Draw and write every figure that the results allow, by test id; paths are relative to `out_dir`."""
     views: dict[str, tuple[FigureView, ...]] = {}
     for result in run.results:
-        drawn = tuple(_drawings(run, result)) if result.status == "measured" else ()
+        if is_point(result.test_id):
+            continue  # the figure of its axis shows it, in the chapter of its test
+        drawn = tuple(_drawings(run, result)) if result.status == "measured" else tuple(_scaling(result))
         for drawing in drawn:
             figures.save_svg(drawing.figure, out_dir / FOLDER / f"{drawing.name}.svg")
-        views[result.test_id] = tuple(FigureView(f"{FOLDER}/{d.name}.svg", d.caption) for d in drawn)
+        views[result.test_id] = tuple(
+            FigureView(f"{FOLDER}/{d.name}.svg", d.caption, scaling=d.name.startswith("scaling-")) for d in drawn
+        )
+        views |= _write_sweeps(run, result.test_id, out_dir)
     return views
+
+
+def _write_sweeps(run: Run, test_id: str, out_dir: Path) -> dict[str, tuple[FigureView, ...]]:
+    """Draw every axis of a test that has a measured point; keyed by test and axis."""
+    experiment = run.experiment(test_id)
+    views: dict[str, tuple[FigureView, ...]] = {}
+    for axis in () if experiment is None else experiment.sweep:
+        panels = sweep_panels(run, test_id, axis)
+        if panels:
+            path = f"{FOLDER}/sweep-{test_id}-{axis.id}.svg"
+            figures.save_svg(sweep_figures.draw_sweep(panels), out_dir / path)
+            views[f"{test_id}/{axis.id}"] = (FigureView(path, _sweep_caption(test_id, axis)),)
+    return views
+
+
+def _sweep_caption(test_id: str, axis: Axis) -> Bilingual:
+    name = COORDINATES[axis.id].name
+    return Bilingual(
+        f"Test {test_id} along one axis ({name.en}). Above: the score of both arms in every block, and a line through "
+        "the medians. Below: the ratio of every block (dots) and its mean with the interval (bar); dashed: no effect",
+        f"测试 {test_id} 沿“{name.zh}”变化。上：每个区组中两组的得分，折线连接中位数；"
+        "下：每个区组的比值（圆点）与均值及其区间（竖条）；虚线表示无差异",
+    )
 
 
 def _drawings(run: Run, result: Result) -> Iterator[_Drawing]:
@@ -62,6 +101,7 @@ def _drawings(run: Run, result: Result) -> Iterator[_Drawing]:
     yield from _distributions(run, result)
     yield from _memory(run, result)
     yield from _pairs(result)
+    yield from _scaling(result)
     if run.quality is not None and result.test_id == run.quality.test_id:
         yield from _complexity(run)
 
@@ -119,8 +159,8 @@ def _distributions(run: Run, result: Result) -> Iterator[_Drawing]:
 
 def _traces_by_arm(run: Run, test_id: str) -> dict[str, list[Trace]]:
     traces: dict[str, list[Trace]] = {}
-    for measurement in run.measurements(test_id):
-        traces.setdefault(measurement.arm, []).append(load_trace(run.directory, measurement.trace_sha256))
+    for one in run.tests[test_id].runs:
+        traces.setdefault(one.arm, []).append(one.facts.trace)
     return traces
 
 
@@ -128,7 +168,8 @@ def _distribution(
     result: Result, sample: str, arm: str, traces: Mapping[str, Sequence[Trace]]
 ) -> figures.Distribution | None:
     drawn = [sample_ms(SAMPLES[sample].draw, trace) for trace in traces[arm]]
-    pooled = tuple(value for values in drawn if not isinstance(values, NotAvailable) for value in values)
+    told = [values for values in drawn if not isinstance(values, NotAvailable)]
+    pooled = tuple(np.concatenate(told).tolist()) if told else ()
     marks = {
         name: statistics.median
         for name in _PERCENTILES
@@ -183,6 +224,12 @@ def _pairs(result: Result) -> Iterator[_Drawing]:
         )
 
 
+def _scaling(result: Result) -> Iterator[_Drawing]:
+    """Draw the speed-ups of a scaling test, also where none but its baseline was measured."""
+    if panels := scaling_panels(result):
+        yield _Drawing(f"scaling-{result.test_id}", draw_scaling(panels), scaling_caption(result))
+
+
 def _is_key(result: Result, effect: Effect) -> bool:
     return any(s.key for s in result.statistics if s.metric == effect.metric)
 
@@ -201,6 +248,45 @@ def _pair_panel(result: Result, effect: Effect) -> figures.PairPanel | None:
         pairs=tuple(zip(baseline.values, treatment.values, strict=True)),
         ratio=effect.ratio,
         interval=None if effect.interval is None else (effect.interval.low, effect.interval.high),
+    )
+
+
+def sweep_panels(run: Run, test_id: str, axis: Axis) -> list[sweep_figures.SweepPanel]:
+    """Make one panel of each metric that has a tested ratio at two places of an axis or more, up to six."""
+    places = places_on(run, test_id, axis)
+    if not any(is_point(place.test.test_id) for place in places):
+        return []
+    metrics = dict.fromkeys(measure.metric for measure in axis.measures)
+    panels = (panel for metric in metrics if (panel := _sweep_panel(places, metric, axis)) is not None)
+    return list(islice(panels, _MAX_SWEEP_PANELS))
+
+
+def _sweep_panel(places: Sequence[Place], metric: str, axis: Axis) -> sweep_figures.SweepPanel | None:
+    shown = [
+        (place, effect, panel)
+        for place in places
+        for effect in place.result.effects
+        if effect.metric == metric and effect.interval is not None
+        if (panel := _pair_panel(place.result, effect)) is not None
+    ]
+    if len(shown) < 2:  # noqa: PLR2004  an axis has two places
+        return None
+    first = shown[0][2]
+    return sweep_figures.SweepPanel(
+        label=first.label,
+        axis=f"{axis.id} ({COORDINATES[axis.id].unit})",
+        baseline=first.baseline,
+        treatment=first.treatment,
+        places=tuple(
+            sweep_figures.SweepPlace(
+                label="∞" if place.coordinate is None else exact(place.coordinate),
+                pairs=panel.pairs,
+                ratios=tuple(math.exp(block) for block in effect.blocks),
+                ratio=panel.ratio,
+                interval=panel.interval,
+            )
+            for place, effect, panel in shown
+        ),
     )
 
 

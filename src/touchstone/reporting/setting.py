@@ -150,6 +150,11 @@ def _lengths(lengths: Lengths) -> Amount:
 
 
 def _concurrency(workload: WorkloadSpec) -> Printable:
+    if workload.load is not None:
+        load = percent(workload.load, 0)
+        return Bilingual(
+            f"Poisson arrivals, {load} of the rate served all at once", f"泊松到达，为全部同时提交时服务速率的 {load}"
+        )
     if workload.request_rate_per_s is not None:
         rate = exact(workload.request_rate_per_s)
         return Bilingual(f"Poisson arrivals, {rate} a second", f"泊松到达，每秒 {rate} 个")

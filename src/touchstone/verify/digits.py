@@ -122,3 +122,10 @@ def notation_of(statistics: Json) -> Notation:
     noise = noise_of(values, statistics["interval"])
     scaled = None if noise is None else noise * factor
     return Notation(factor, place_of(centre * factor, scaled if scaled is None or math.isfinite(scaled) else None))
+
+
+def effect_notation(effect: Json, ratios: list[float]) -> Notation:
+    """Decide how ratios are written: four digits for counts, else cut to the noise."""
+    if effect["verdict"] == "EXACT":
+        return Notation(1.0, first_place(effect["ratio"], 4))
+    return Notation(1.0, place_of(effect["ratio"], noise_of(ratios, effect["interval"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,8 +11,11 @@ from touchstone.experiment import INSTRUMENT_TEST, Design
 from touchstone.verify import arithmetic as own
 from touchstone.verify.comparing import RELATIVE, differences, same
 from touchstone.verify.custody import CODE_TEST, LEDGER, Evidence
+from touchstone.verify.machine import machine_faults
 from touchstone.verify.observed import COMPARISONS, METRICS, Observation, Value, observe
+from touchstone.verify.payback import payback_faults
 from touchstone.verify.plan_fields import field_names
+from touchstone.verify.rooflines import roofline_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +41,7 @@ class TimedRun:
     facts: Observation
     seed: int
     settings: Json
+    engine: Json | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class TestEvidence:
     """What the ledger holds about one planned test: its runs by process, and its attempts."""
 
     planned: Json
-    num_units: int
+    units_of_arms: Mapping[str, int]
     attempts: tuple[Json, ...]
     lines: tuple[int, ...]
     processes: tuple[tuple[TimedRun, ...], ...]
@@ -84,28 +89,33 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
             chosen.setdefault(record.body["unit_id"], record.body)
     return TestEvidence(
         planned=planned,
-        num_units=len(units),
+        units_of_arms=Counter(
+            arm
+            for unit in evidence.plan["units"]
+            if unit["test_id"] == test_id
+            for arm in dict.fromkeys(unit["arm_order"])
+        ),
         attempts=tuple(record.body for record in records),
         lines=tuple(record.line for record in records),
-        processes=tuple(tuple(_runs(evidence, attempt)) for attempt in chosen.values()),
+        processes=tuple(tuple(_runs(evidence, attempt, planned)) for attempt in chosen.values()),
     )
 
 
-def _runs(evidence: Evidence, attempt: Json) -> Iterator[TimedRun]:
+def _runs(evidence: Evidence, attempt: Json, planned: Json) -> Iterator[TimedRun]:
     for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
-        facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"])
+        facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"], planned)
         settings = {} if attempt["engine"] is None else attempt["engine"]["settings"]
-        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings)
+        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings, attempt["engine"])
 
 
 # --- one result -----------------------------------------------------------------------------------------------------
 
 
 def result_faults(
-    evidence: Evidence, tests: Mapping[str, TestEvidence], experiment: Experiment | None, told: Json
+    evidence: Evidence, tests: Mapping[str, TestEvidence], experiments: Mapping[str, Experiment], told: Json
 ) -> Iterator[str]:
     """Say where a result is not what its evidence gives."""
-    test = tests.get(told["test_id"])
+    test, experiment = tests.get(told["test_id"]), experiments.get(told["test_id"])
     test_id = told["test_id"]
     if test_id == CODE_TEST and evidence.of_kind("quality"):
         yield from _code_faults(evidence, told)
@@ -114,7 +124,10 @@ def result_faults(
             yield "gives numbers, and the ledger holds no valid process of this test"
     else:
         void = test_id != INSTRUMENT_TEST and is_void(tests)
-        yield from _measured_faults(test, experiment, told, void=void)
+        effects = family_effects(tests, experiments, told["test_id"])
+        yield from _measured_faults(evidence, test, experiment, effects, told, void=void)
+        yield from payback_faults(test, told, void=void)
+        yield from machine_faults(evidence, test, told)
     if told["evidence"] is not None:
         yield from _evidence_faults(evidence, test, told["evidence"])
 
@@ -128,7 +141,9 @@ def _values(results: Json) -> list[bool]:
     return [value is not None for value in results.values()]
 
 
-def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json, *, void: bool) -> Iterator[str]:
+def _measured_faults(
+    evidence: Evidence, test: TestEvidence, experiment: Experiment, effects: Sequence[Json], told: Json, *, void: bool
+) -> Iterator[str]:
     if told["status"] != "measured":
         yield f"says {told['status']!r}, and the ledger holds {len(test.processes)} valid processes"
         return
@@ -149,13 +164,14 @@ def _measured_faults(test: TestEvidence, experiment: Experiment, told: Json, *, 
     ]
     if any(refused) and all(check["passed"] for check in told["checks"]):
         yield "a number is refused although every check passed"
+    for mine, item in zip(described, told["statistics"], strict=True):
+        yield from roofline_faults(evidence, test, mine, item)
     described = [_refused(mine) if taken else mine for mine, taken in zip(described, refused, strict=True)]
     for mine, item in zip(described, told["statistics"], strict=True):
         yield from differences(mine, item, f"{item['metric']} ({item['arm']})")
         yield from _example_faults(test, item)
-    paired = experiment.design is Design.PAIRED_BLOCKS
     valid = {item["metric"] for item in described if item["verdict"] != "INVALID"}
-    effects = paired_effects(test, [name for name in names if name in valid]) if paired and test.published else []
+    effects = [effect for effect in effects if effect["metric"] in valid]
     if void:
         effects = [effect | {"verdict": "VOID"} if effect["verdict"] in TIMED else effect for effect in effects]
     pairs = [[(effect["metric"], effect["treatment"]) for effect in found] for found in (told["effects"], effects)]
@@ -196,7 +212,7 @@ def _described(test: TestEvidence, name: str, arm: str, *, key: bool) -> Json:
     return (
         head
         | {"repetitions": repetitions, "k": min(map(len, rows), default=0), "sample_size": min(sizes, default=None)}
-        | summary([own.median(row) for row in repetitions], test.num_units, counted=METRICS[name].counted)
+        | summary([own.median(row) for row in repetitions], test.units_of_arms[arm], counted=METRICS[name].counted)
     )
 
 
@@ -282,7 +298,7 @@ def _example_faults(test: TestEvidence, told: Json) -> Iterator[str]:
 def is_void(tests: Mapping[str, TestEvidence]) -> bool:
     """Whether verdicts on timed effects are void: unless the placebo is equivalent and the control is slower."""
     test = tests.get(INSTRUMENT_TEST)
-    effects = [] if test is None or not test.processes else paired_effects(test, ["total_time"])
+    effects = [] if test is None or not test.processes else paired_effects({INSTRUMENT_TEST: (test, ["total_time"])})
     seen = {effect["treatment"]: effect for effect in effects}
     if test is None or seen.keys() != {"placebo", "control"}:
         return True
@@ -291,22 +307,45 @@ def is_void(tests: Mapping[str, TestEvidence]) -> bool:
     return not equivalent or seen["control"]["verdict"] != "HIGHER"
 
 
-def paired_effects(test: TestEvidence, names: Sequence[str]) -> list[Json]:
-    """Every treatment against the baseline, metric by metric."""
-    baseline, *treatments = test.arms
-    return [effect for treatment in treatments for effect in _effects(test, names, baseline, treatment)]
+def family_effects(
+    tests: Mapping[str, TestEvidence], experiments: Mapping[str, Experiment], test_id: str
+) -> list[Json]:
+    """Effects of one test, adjusted over the whole family: its test of the plan and all points of its sweeps."""
+    family = test_id.split("@", maxsplit=1)[0]
+    members = {
+        name: (test, list(dict.fromkeys(compared_metric(measure.metric) for measure in experiments[name].measures)))
+        for name, test in tests.items()
+        if name.split("@", maxsplit=1)[0] == family and name in experiments and test.processes and test.published
+        if experiments[name].design is Design.PAIRED_BLOCKS
+    }
+    return paired_effects(members, test_id) if test_id in members else []
 
 
-def _effects(test: TestEvidence, names: Sequence[str], baseline: str, treatment: str) -> list[Json]:
-    margin = test.planned.get("margin") or TOLERANCE
-    blocks = {name: found for name in names if (found := _blocks(test, name, baseline, treatment)) is not None}
-    exact = {name for name, ratios in blocks.items() if METRICS[name].counted and _constant(ratios)}
-    several = [name for name in blocks if name not in exact and len(blocks[name]) > 1]
-    adjusted = dict(zip(several, own.holm([_t_p(blocks[name]) for name in several]), strict=True))
+def paired_effects(
+    members: Mapping[str, tuple[TestEvidence, Sequence[str]]], only: str = INSTRUMENT_TEST
+) -> list[Json]:
+    """Every treatment against the baseline, metric by metric, of one member; Holm runs over all members."""
+    test, _ = members[only]
+    return [effect for treatment in test.arms[1:] for effect in _effects(members, only, treatment)]
+
+
+def _effects(members: Mapping[str, tuple[TestEvidence, Sequence[str]]], only: str, treatment: str) -> list[Json]:
+    test, _ = members[only]
+    margin, baseline = test.planned.get("margin") or TOLERANCE, test.arms[0]
+    blocks = {
+        (name, metric): found
+        for name, (member, metrics) in members.items()
+        for metric in metrics
+        if metric in METRICS and (found := _blocks(member, metric, member.arms[0], treatment)) is not None
+    }
+    exact = {key for key, ratios in blocks.items() if METRICS[key[1]].counted and _constant(ratios)}
+    several = [key for key in blocks if key not in exact and len(blocks[key]) > 1]
+    adjusted = dict(zip(several, own.holm([_t_p(blocks[key]) for key in several]), strict=True))
     return [
-        {"metric": name, "baseline": baseline, "treatment": treatment, "blocks": ratios}
-        | (_exact(ratios) if name in exact else _tested(ratios, adjusted.get(name), margin))
-        for name, ratios in blocks.items()
+        {"metric": key[1], "baseline": baseline, "treatment": treatment, "blocks": ratios}
+        | (_exact(ratios) if key in exact else _tested(ratios, adjusted.get(key), margin))
+        for key, ratios in blocks.items()
+        if key[0] == only
     ]
 
 

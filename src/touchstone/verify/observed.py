@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from touchstone.verify.prefix import most_tokens, predicted_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,11 +39,23 @@ class Steps:
     kind: np.ndarray[Any, np.dtype[np.str_]]
     prefill: Integers
     decode: Integers
-    host: Integers
+    host: Integers | None
     replicas: int
     own: Integers
     device: Integers | None
     communication: Integers | None
+    graph: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What a prefix cache of this arm was up to: the requests' law, and what its engine says of its blocks."""
+
+    workload: Json
+    seed: int
+    cache: bool
+    size: int | None
+    vocabulary: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,8 @@ class Observation:
     pool_blocks: int | None
     outputs: tuple[str, ...]
     asked: Integers
+    graphs: Json | None = None
+    sharing: Sharing | None = None
 
     @property
     def complete(self) -> bool:
@@ -76,13 +93,16 @@ class Observation:
         return int(self.last.max() - self.arrival.min())
 
 
-def observe(trace: Json, run: Json, engine: Json | None) -> Observation:
-    """Arrange a trace, and what its ledger entry says of memory and telemetry, as arrays."""
+def observe(trace: Json, run: Json, engine: Json | None, planned: Json | None = None) -> Observation:
+    """Arrange a trace, and what its ledger entry says of memory and telemetry, as arrays.
+
+    `planned` is the test in the plan, which says what the run was asked for.
+    """
     memory = run.get("memory")
     requests = trace["requests"]
     output = _column([len(request["emissions"]) for request in requests])
     moments = _column(trace["emission_times_ns"])
-    tokens = moments[_column(list(chain.from_iterable(request["emissions"] for request in requests)))]
+    tokens = moments[np.concatenate([_column([]), *(request["emissions"] for request in requests)]).astype(np.int64)]
     ends = np.cumsum(output)
     begins = ends - output
     has = output > 0
@@ -106,6 +126,29 @@ def observe(trace: Json, run: Json, engine: Json | None) -> Observation:
         pool_blocks=_pool_blocks(memory, engine),
         outputs=tuple(request["output_sha256"] for request in requests),
         asked=_column([request["requested_tokens"] for request in requests]),
+        graphs=run.get("graphs"),
+        sharing=None if planned is None else _sharing(run, engine, planned),
+    )
+
+
+def _sharing(run: Json, engine: Json | None, planned: Json) -> Sharing | None:
+    arm = next((arm for arm in planned["arms"] if arm["name"] == run["arm"]), None)
+    if arm is None or planned["workload"] is None or engine is None:
+        return None
+    outputs, extra = planned["workload"]["output_tokens"], 1 + arm["extra_output"]
+    own = {
+        "num_requests": arm.get("num_requests") or planned["workload"]["num_requests"],
+        "output_tokens": {end: round(length * extra) for end, length in outputs.items()},
+    }
+    if run.get("request_rate_per_s") is not None:
+        own |= {"load": None, "request_rate_per_s": run["request_rate_per_s"]}
+    told = engine.get("shares_at_admission") is True
+    return Sharing(
+        workload=planned["workload"] | own,
+        seed=run["seed"],
+        cache=(planned.get("engine_options", {}) | arm["options"]).get("prefix_cache") is not False,
+        size=engine["settings"].get("block_size"),
+        vocabulary=engine["model"].get("vocab_size") if told else None,
     )
 
 
@@ -126,18 +169,19 @@ def _steps(steps: list[Json]) -> Steps:
     busy_until = begin.copy()
     for own in (np.flatnonzero(rank == one) for one in np.unique(rank)):
         busy_until[own[1:]] = np.maximum.accumulate(end[own])[:-1]
-    launched = _column([step["launched_ns"] for step in steps])[order]
+    launched = _told(steps, "launched_ns")
     device = _told(steps, "device_ns")
     communication = _told([{"communication_ns": None} | step for step in steps], "communication_ns")
     return Steps(
         kind=np.array([step["kind"] for step in steps], dtype=np.str_)[order],
         prefill=_column([step["prefill_tokens"] for step in steps])[order],
         decode=_column([step["decode_tokens"] for step in steps])[order],
-        host=launched - begin,
+        host=None if launched is None else launched[order] - begin,
         replicas=max(1, len(np.unique(rank))),
         own=np.maximum(0, end - np.maximum(begin, busy_until)),
         device=None if device is None else device[order],
         communication=None if communication is None else communication[order],
+        graph=np.array([step["graph"] for step in steps], dtype=bool)[order],
     )
 
 
@@ -255,12 +299,14 @@ def _step_rate(run: Observation, kind: str) -> Value | None:
 
 
 def _per_step(
-    run: Observation, kind: str, symbol: str, amount: Callable[[Steps], Integers], unit: float
+    run: Observation, kind: str, symbol: str, amount: Callable[[Steps], Integers | None], unit: float
 ) -> Value | None:
     if (found := _kind(run, kind)) is None:
         return None
     steps, chosen = found
-    whole = int(amount(steps)[chosen].sum())
+    if (amounts := amount(steps)) is None:
+        return None
+    whole = int(amounts[chosen].sum())
     total, count = (whole / unit if unit != 1 else whole), int(chosen.sum())
     return Value(total / count, count, {symbol: total, "N": count})
 
@@ -301,6 +347,43 @@ def _hit_rate(run: Observation) -> Value | None:
         return None
     hit = int(run.cached.sum())
     return Value(hit / prompt * 100, None, {r"\sum c_i": hit, r"\sum L_i": prompt})
+
+
+def _cached(run: Observation) -> Value | None:
+    return None if run.cached is None else Value(int(run.cached.sum()), None, {})
+
+
+def _predicted(run: Observation) -> Value | None:
+    told = run.sharing
+    if told is None or told.size is None or told.vocabulary is None or run.scheduled is None:
+        return None
+    tokens = 0
+    if told.cache:
+        tokens = predicted_tokens(
+            json.dumps(told.workload, sort_keys=True),
+            told.vocabulary,
+            told.seed,
+            begins=run.scheduled,
+            arrivals=run.arrival,
+            lengths=run.prompt,
+            size=told.size,
+        )
+    return Value(tokens, None, {"b": told.size, r"\sum h_i": tokens // told.size})
+
+
+def _bound(run: Observation) -> Value | None:
+    told = run.sharing
+    if told is None or told.size is None:
+        return None
+    total, largest = most_tokens(told.workload, run.prompt, told.size) if told.cache else (0, 0)
+    return Value(total - largest, None, {r"\sum u_i": total, r"\max u_i": largest})
+
+
+def _captured(run: Observation, name: str, unit: float, symbol: str | None = None) -> Value | None:
+    if run.graphs is None:
+        return None
+    value = run.graphs[name]
+    return Value(value / unit if unit != 1 else value, None, {} if symbol is None else {symbol: value})
 
 
 def _count(number: int | None) -> Value | None:
@@ -361,6 +444,12 @@ METRICS: Mapping[str, Metric] = {
     "device_idle_share": Metric("%", _idle),
     "communication_share": Metric("%", _communication),
     "cache_hit_rate": Metric("%", _hit_rate, counted=True),
+    "cached_tokens": Metric("tokens", _cached, counted=True),
+    "predicted_cached_tokens": Metric("tokens", _predicted, counted=True),
+    "cached_tokens_bound": Metric("tokens", _bound, counted=True),
+    "num_cuda_graphs": Metric("graphs", lambda run: _captured(run, "num_graphs", 1), counted=True),
+    "graph_capture_time": Metric("s", lambda run: _captured(run, "capture_s", 1)),
+    "graph_capture_memory": Metric("GB", lambda run: _captured(run, "capture_bytes", 1e9, "M")),
     "prompt_tokens_computed": Metric(
         "tokens", lambda run: _count(None if run.steps is None else int(run.steps.prefill.sum())), counted=True
     ),

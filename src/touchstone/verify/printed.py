@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.experiment import INSTRUMENT_TEST
+from touchstone.verify import scaling_tables
 from touchstone.verify.digits import (
     Notation,
+    effect_notation,
     exact_place,
-    first_place,
     noise_of,
     notation_of,
     numbers,
@@ -35,6 +36,7 @@ from touchstone.verify.digits import (
 from touchstone.verify.expected import compared_metric
 from touchstone.verify.observed import COMPARISONS, DISTRIBUTIONS
 from touchstone.verify.outcome import Fault
+from touchstone.verify.printed_sweeps import SweepRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -206,13 +208,6 @@ def _shown(told: Json) -> Shown:
     )
 
 
-def effect_notation(effect: Json, ratios: list[float]) -> Notation:
-    """Decide how ratios are written: four digits for counts, else cut to the noise."""
-    if effect["verdict"] == "EXACT":
-        return Notation(1.0, first_place(effect["ratio"], 4))
-    return Notation(1.0, place_of(effect["ratio"], noise_of(ratios, effect["interval"])))
-
-
 _TELEMETRY = (
     "load_average_max",
     "throttled_s",
@@ -341,7 +336,9 @@ class _Checker:
         self._block_rows: Counter[tuple[str | None, str]] = Counter()
         self._everywhere = _quotable_everywhere(case)
         self._quotable = {test_id: _quotable(case, told) for test_id, told in case.results.items()}
+        self._sweeps = SweepRules(case, report, self._words, self._verdicts)
         self._tables: dict[tuple[str, ...], Callable[[Place, list[str]], Iterator[str]]] = {
+            **self._sweeps.tables,
             ("test", "metric", "arm", "value", "interval", "verdict", "share_of_bound"): self._key_number,
             ("test", "metric", "arm", "value", "interval", "verdict", "does_it_pay"): self._idea,
             (
@@ -360,6 +357,8 @@ class _Checker:
             ("metric", "baseline", "treatment", "ratio", "interval", "p_sign_flip", "p_holm", "verdict"): self._effect,
             ("metric", "block_ratios"): self._blocks,
             ("check", "check_result", "detail"): self._check,
+            scaling_tables.POINTS: self._scaling_point,
+            scaling_tables.FITS: self._scaling_fit,
             (
                 "test",
                 "metric",
@@ -404,6 +403,8 @@ class _Checker:
             yield from self._worked(place)
         elif text.startswith("|") and place.columns in self._tables and not _is_head(place, self._words):
             yield from self._row(place, cells(text))
+        elif self._sweeps.is_sentence(place):
+            yield from self._sweeps.sentence(place)
         elif place.metric is not None and place.label == "data" and _is_item(text):
             yield from self._data(place)
         elif place.metric is not None and text.startswith(f"**{self._words['roofline']}**"):
@@ -482,13 +483,14 @@ class _Checker:
 
     def _counts(self, text: str) -> Iterator[str]:
         case = self._case
-        measured = sum(told["status"] == "measured" for told in case.results.values())
+        tests = [told for told in case.results.values() if "@" not in told["test_id"]]  # a point is no test of its own
+        measured = sum(told["status"] == "measured" for told in tests)
         attempts = case.evidence.attempts()
         valid = sum(attempt["valid"] for attempt in attempts)
         keys = [item["verdict"] for told in case.results.values() for item in told["statistics"] if item["key"]]
         settled = sum(verdict in {"STABLE", "EXACT"} for verdict in keys)
         entries = len(case.evidence.lines)
-        wanted = [measured, len(case.results) - measured, entries, len(attempts), valid, len(keys), settled]
+        wanted = [measured, len(tests) - measured, entries, len(attempts), valid, len(keys), settled]
         if Counter(numbers(text)) != Counter(map(str, wanted)):
             yield f"the counts are {', '.join(map(str, wanted))}"
 
@@ -599,6 +601,32 @@ class _Checker:
         effect = self._effect_of(place, row[0], treatments[turn]) if turn < len(treatments) else None
         ratios = [] if effect is None else [math.exp(block) for block in effect["blocks"]]
         yield from _compare(row[1], [] if effect is None else effect_notation(effect, ratios)(*ratios))
+
+    # --- several devices against one
+
+    def _scaling_point(self, place: Place, row: list[str]) -> Iterator[str]:
+        language, told = self._report.language, self._case.results.get(place.test_id or "", {"scaling": []})
+        series = scaling_tables.series_named(told, row[0], language)
+        arm = _bare(row[1])
+        wanted = None if series is None else scaling_tables.point_cells(series, arm, self._case.results, language)
+        if wanted is None:
+            yield f"the results hold no arm {arm} of the series {row[0]}"
+            return
+        for cell, expected in zip(row[2:-1], wanted[:-1], strict=True):
+            yield from _compare(cell, expected)
+        if numbers(row[-1]) != wanted[-1]:
+            yield f"the numbers of the remark on {arm} are not those of the results"
+
+    def _scaling_fit(self, place: Place, row: list[str]) -> Iterator[str]:
+        told = self._case.results.get(place.test_id or "", {"scaling": []})
+        series = scaling_tables.series_named(told, row[0], self._report.language)
+        if series is None or series["fit"] is None:
+            yield f"the results hold no fit of the series {row[0]}"
+            return
+        if row[1] != self._words[f"law_{series['fit']['law'].lower()}"]:
+            yield f"the law is {series['fit']['law']}'s, not {row[1]}"
+        for cell, expected in zip(row[2:], scaling_tables.fit_cells(series), strict=True):
+            yield from _compare(cell, expected)
 
     # --- the machine
 
@@ -725,7 +753,8 @@ def _quotable_everywhere(case: Case) -> frozenset[str]:
         written(100 * test["workload"][name], 0)
         for test in plan["tests"]
         if test["workload"] is not None
-        for name in ("shared_fraction", "prefix_fraction")
+        for name in ("shared_fraction", "prefix_fraction", "load")
+        if test["workload"][name] is not None
     ]
     titles = [told["test_id"] for told in case.results.values()]
     amounts = [plain(value) for value in _numbers_inside([evidence.environment, plan])]
@@ -754,7 +783,7 @@ def _quotable(case: Case, told: Json) -> frozenset[str]:
     experiment = case.experiments.get(told["test_id"])
     declared = () if experiment is None else (experiment.question.en, experiment.question.zh)
     own = _tokens(*(told[name] for name in texts), told["parameters"], told["checks"], *declared)
-    own |= _tokens(*(effect["void"] for effect in told["effects"]))
+    own |= _tokens(*(effect["void"] for effect in told["effects"]), *(item["withheld"] for item in told["statistics"]))
     evidence = told["evidence"]
     if evidence is not None:
         own |= _tokens(evidence["attempts"], evidence["valid_attempts"], evidence["invalid_reasons"])
@@ -770,10 +799,11 @@ def _checklist_numbers(case: Case) -> frozenset[str]:
     measured = [told for told in results if told["status"] == "measured"]
     statistics = [item for told in measured for item in told["statistics"]]
     keys = [item for item in statistics if item["key"]]
-    metrics = sum(len({item["metric"] for item in told["statistics"]}) for told in measured)
+    chapters = [told for told in measured if "@" not in told["test_id"]]
+    metrics = sum(len({item["metric"] for item in told["statistics"]}) for told in chapters)
     compared = [
         measure.metric
-        for told in measured
+        for told in chapters
         if told["test_id"] in case.experiments
         for measure in case.experiments[told["test_id"]].measures
         if measure.result is not None and measure.metric in COMPARISONS

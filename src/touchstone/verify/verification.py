@@ -105,7 +105,7 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, rem
         Fault(file, detail)
         for file, told in results.items()
         for detail in (
-            *result_faults(evidence, tests, experiments.get(told["test_id"]), told),
+            *result_faults(evidence, tests, experiments, told),
             *scaling_faults(tests, experiments.get(told["test_id"]), told, case.results),
             *prose_faults(case, told),
         )
