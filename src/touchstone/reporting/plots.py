@@ -38,7 +38,7 @@ _LATENCY_SAMPLES = {"ttft": "TTFT", "itl": "ITL"}
 _PERCENTILES = ("p50", "p90", "p99")
 _BYTES_SCALES = ((1e9, "GB"), (1e6, "MB"), (1.0, "B"))
 _MAX_PAIR_PANELS = 3
-_MAX_SWEEP_PANELS = 6
+_MAX_SWEEP_PANELS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ def _pair_panel(result: Result, effect: Effect) -> figures.PairPanel | None:
 
 
 def sweep_panels(run: Run, test_id: str, axis: Axis) -> list[sweep_figures.SweepPanel]:
-    """Make one panel of each metric that has a tested ratio at two places of an axis or more, up to six."""
+    """Make one panel of each metric that has a tested ratio at two places of an axis or more, as many as a page holds."""
     places = places_on(run, test_id, axis)
     if not any(is_point(place.test.test_id) for place in places):
         return []
@@ -273,7 +273,7 @@ def _sweep_panel(places: Sequence[Place], metric: str, axis: Axis) -> sweep_figu
         return None
     first = shown[0][2]
     return sweep_figures.SweepPanel(
-        label=first.label,
+        label=first.label.replace(" (", "\n(", 1),
         axis=f"{axis.id} ({COORDINATES[axis.id].unit})",
         baseline=first.baseline,
         treatment=first.treatment,

@@ -51,7 +51,7 @@ def draw_sweep(panels: Sequence[SweepPanel]) -> Figure:
     if columns < 1:
         raise FigureError("a figure needs at least one panel, got none")
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.2 + 2.0 * max(columns, 2), 0.4 + 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(1.2 + 2.0 * max(columns, 2), 0.4 + 3.2 * rows), layout="constrained")
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(1.2, 1) * rows)
     for index in range(rows * columns):
         row, column = divmod(index, columns)

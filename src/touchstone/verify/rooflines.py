@@ -129,8 +129,9 @@ def _roofline(evidence: Evidence, test: TestEvidence, metric: str, run: TimedRun
     machine, workload = machine_of(evidence), test.planned["workload"]
     alone = workload is not None and workload["concurrency"] == 1
     bounded = BOUNDED.get(metric) or (BOUNDED_ALONE.get(metric) if alone else None)
+    waits = workload is not None and workload["load"] is not None  # for arrivals, and is not slow by that
     value = METRICS[metric].compute(run.facts)
-    if machine is None or bounded is None or value is None:
+    if machine is None or bounded is None or value is None or waits:
         return None
     kind, is_rate = bounded
     floor = floor_of(run.facts, run.engine, machine, kind)
