@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from touchstone.records import Attempt, Environment, LedgerEntry, QualityAttempt, RunEvent, RunPlan, Trace
@@ -131,9 +132,11 @@ def _object(line: bytes) -> Json:
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> Json:
     """Refuse a name that stands twice: readers differ in which of the two they take."""
-    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the name {twice[0]!r} stands twice")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {twice!r} stands twice")
+    return found
 
 
 def _broken_links(line: bytes, raw: Json, seq: int, previous: str) -> Iterator[str]:
@@ -308,4 +311,13 @@ def _trace(compressed: bytes, sha256: str) -> Json:
         raise ValueError("the content does not hash to the file's name: it was changed after the run")
     trace: Json = _object(content)
     Trace.model_validate(trace)
+    for request in trace["requests"]:
+        request["emissions"] = _places(request["emissions"], len(trace["emission_times_ns"]))
     return trace
+
+
+def _places(emissions: list[int], num_moments: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Hold the places of a request's tokens as an array: as lists, those of a whole paper would fill a gigabyte."""
+    if emissions and not 0 <= min(emissions) <= max(emissions) < num_moments:
+        raise ValueError(f"a token names a moment that is none of the {num_moments}")
+    return np.array(emissions, dtype=np.int32)
