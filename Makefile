@@ -1,14 +1,16 @@
 # Aliases for nox sessions. `make` alone explains them. ARGS=... is handed to the session: make bench ARGS="--only 1.1"
 .DEFAULT_GOAL := help
-.PHONY: help report verify reproduce test bench quality lint types check lock environment clean
+.PHONY: help report verify reproduce paper test bench quality lint types check lock environment clean
 SESSION = @.venv/bin/python -m nox --session
 REST = $(if $(ARGS),-- $(ARGS))
 help:  ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 report: environment  ## Measure this machine and write the report in Chinese and English into results/
 	$(SESSION) report $(REST)
-verify: environment  ## Work every number of the latest report out again, from its ledger alone; ARGS=FOLDER
+verify: environment  ## Work every number of the latest report (or the paper) out again from its ledger; ARGS=FOLDER
 	$(SESSION) verify $(REST)
+paper: environment  ## Render the committed run in paper/ again, byte for byte; ARGS="--from RUN" takes a run over
+	$(SESSION) paper $(REST)
 reproduce: environment  ## Measure this machine and hold the run against the paper's, claim by claim
 	$(SESSION) reproduce $(REST)
 test: environment  ## Run the tests that need no GPU, with coverage

@@ -77,8 +77,22 @@ def quality(session: nox.Session) -> None:
 
 @nox.session
 def verify(session: nox.Session) -> None:
-    """Work every number of a report out again from its ledger alone: -- FOLDER, the latest run by default."""
-    session.run(python_of(session), "-m", "touchstone", "verify", *session.posargs)
+    """Work every number of a report out again from its ledger alone: -- FOLDER; the latest run, else the paper's."""
+    python = python_of(session)
+    if session.posargs or any(Path("results").glob("*/ledger.jsonl")):
+        session.run(python, "-m", "touchstone", "verify", *session.posargs)
+        return
+    ledgers = sorted((*Path("paper").glob("ledger.jsonl"), *Path("paper").glob("*/ledger.jsonl")))
+    if not ledgers:
+        session.skip("no run in results/ and none committed in paper/ yet: measure first with `make report`")
+    for ledger in ledgers:
+        session.run(python, "-m", "touchstone", "verify", str(ledger.parent))
+
+
+@nox.session
+def paper(session: nox.Session) -> None:
+    """Render the committed runs in paper/ again, and the numbers that documents quote: -- --from RUN takes one over."""
+    session.run(python_of(session), "tools/paper.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.touchstone.report_sample import write_sample_run
+from touchstone.experiment import load_experiments
+from touchstone.ledger import LEDGER_NAME
+from touchstone.reporting import paper as papers
+from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
+from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, make_paper, renewed_documents, size_of
+from touchstone.reporting.quotation import QuotationError, fill, quotations
+from touchstone.reporting.report import write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = tuple(name for name, _, _ in papers.DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A run with its report, and the text of the report by language."""
+    folder = tmp_path_factory.mktemp("run")
+    experiments = write_sample_run(folder)
+    paths = write_report(folder, folder, experiments)
+    texts = {"zh": paths.zh.read_text(encoding="utf-8"), "en": paths.en.read_text(encoding="utf-8")}
+    return SimpleNamespace(folder=folder, experiments=experiments, texts=texts)
+
+
+@pytest.fixture(scope="module")
+def glossary():
+    return Glossary.load(TEMPLATES / GLOSSARY_FILE)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The documents of the repository, without a run."""
+    for name in DOCUMENTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def quoted(sample, glossary, words, language="en", folder=""):
+    document = f"before\n\n<!-- quoted: {words} -->\n<!-- quoted: end -->\n\nafter\n"
+    filled = fill(document, language, sample.texts[language], glossary, folder)
+    assert filled.startswith("before\n\n<!-- quoted: ")
+    assert filled.endswith("<!-- quoted: end -->\n\nafter\n")
+    return filled.split("-->\n\n", 1)[1].rsplit("\n\n<!--", 1)[0]
+
+
+# --- quotations
+
+
+def test_tables_of_the_first_page_are_quoted_word_for_word(sample, glossary):
+    for language in ("zh", "en"):
+        table = quoted(sample, glossary, "key-numbers", language)
+        assert table in sample.texts[language]
+        assert table.count("\n") > 5
+
+
+def test_checks_are_quoted_with_their_title_row(sample, glossary):
+    table = quoted(sample, glossary, "checks 1.1 timer_not_rounded within_roofline", "zh").splitlines()
+    assert table[0].startswith("| 检查项 |")
+    assert [line.split("`")[1] for line in table[2:]] == ["timer_not_rounded", "within_roofline"]
+    assert all(line in sample.texts["zh"] for line in table)
+
+
+def test_a_headline_metric_is_quoted_with_interval_and_verdict(sample, glossary):
+    line = quoted(sample, glossary, "metrics 1.1 prefill_throughput")
+    assert re.fullmatch(r"- Prefill throughput `prefill_throughput`: \*\*.*Verdict: \*\*stable\*\*", line)
+    assert line.split("`: ")[1] in sample.texts["en"]
+
+
+def test_each_arm_of_a_metric_is_quoted(sample, glossary):
+    lines = quoted(sample, glossary, "metrics 2.1 cache_hit_rate").splitlines()
+    assert [line.split("`")[3] for line in lines] == ["off", "on"]
+
+
+def test_a_supporting_metric_is_quoted_from_its_table(sample, glossary):
+    line = quoted(sample, glossary, "metrics 1.1 peak_concurrency")
+    assert "`default`" in line
+    assert line.endswith("exact")
+
+
+def test_a_test_that_was_not_measured_is_quoted_with_its_reason(sample, glossary):
+    for words in ("metrics 3.2 e2e_throughput", "checks 3.2 same_work"):
+        assert quoted(sample, glossary, words) == "**not measured**: needs 2 GPUs"
+
+
+def test_a_figure_is_quoted_with_the_way_to_its_folder(sample, glossary):
+    line = quoted(sample, glossary, "figure pairs-2.1", folder="paper/")
+    assert line.endswith("](paper/figures/pairs-2.1.svg)")
+    assert line.startswith("![Paired blocks of test 2.1")
+
+
+@pytest.mark.parametrize(
+    "words", ["figure nothing", "metrics 1.1 nothing", "checks 1.1 nothing", "metrics 9.9 total_time", "nothing"]
+)
+def test_what_the_report_does_not_hold_cannot_be_quoted(sample, glossary, words):
+    with pytest.raises(QuotationError, match=r"nothing|9\.9"):
+        quoted(sample, glossary, words)
+
+
+def test_filling_twice_changes_nothing_more(sample, glossary):
+    document = "<!-- quoted: ideas -->\nold\n<!-- quoted: end -->\n"
+    once = fill(document, "en", sample.texts["en"], glossary, "")
+    assert "old" not in once
+    assert fill(once, "en", sample.texts["en"], glossary, "") == once
+
+
+def test_without_a_run_every_quotation_says_so(glossary):
+    document = "<!-- quoted: ideas -->\n3.14 times faster\n<!-- quoted: end -->\n"
+    assert "No paper run is committed yet" in fill(document, "en", None, glossary, "")
+    assert "3.14" not in fill(document, "en", None, glossary, "")
+    assert "论文运行尚未提交" in fill(document, "zh", None, glossary, "")
+
+
+# --- the repository as it is
+
+
+def test_the_documents_quote_what_the_paper_says_now():
+    for path, text in renewed_documents():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make paper`"
+
+
+@pytest.mark.parametrize("pair", [DOCUMENTS[:2], DOCUMENTS[2:]])
+def test_both_languages_quote_the_same(pair):
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in pair)
+    assert quotations(english) == quotations(chinese) != ()
+
+
+def test_the_paper_is_small_enough_for_a_repository():
+    assert size_of(ROOT / "paper") <= MAX_BYTES
+
+
+# --- making the paper
+
+
+def test_without_a_run_the_paper_says_so_and_makes_nothing(repository):
+    made = make_paper({}, repository)
+    assert made.runs == ()
+    assert not (repository / "paper" / "report.en.md").exists()
+    assert "No paper run is committed yet" in (repository / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_committed_run_is_rendered_twice_to_the_same_bytes(sample, repository, monkeypatch):
+    monkeypatch.setattr(papers, "DOCUMENTS", ())
+    folder = repository / "paper"
+    shutil.copytree(sample.folder / "traces", folder / "traces")
+    shutil.copyfile(sample.folder / LEDGER_NAME, folder / LEDGER_NAME)
+    (folder / "figures").mkdir()
+    (folder / "figures" / "left-over.svg").write_text("of a report before", encoding="utf-8")
+    assert make_paper(sample.experiments, repository).runs == (folder,) == committed_runs(repository)
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    make_paper(sample.experiments, repository)
+    assert first == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert folder / "figures" / "left-over.svg" not in first
+
+
+def test_a_run_inside_the_paper_is_a_further_one(repository):
+    for name in ("peers", "second-host"):
+        (repository / "paper" / name).mkdir()
+        (repository / "paper" / name / LEDGER_NAME).touch()
+    assert [path.name for path in committed_runs(repository)] == ["peers", "second-host"]
+
+
+def planned(monkeypatch, **changes):
+    """Let the sample be read as a run of the paper's profile on a clean tree, apart from the changes."""
+    read = papers.load_run
+
+    def changed(*arguments):
+        run = read(*arguments)
+        plan = run.plan.model_copy(update={"profile": changes.get("profile", "paper")})
+        source = run.environment.source.model_copy(update={"dirty": changes.get("dirty", False)})
+        environment = run.environment.model_copy(update={"source": source})
+        entries = run.entries[: changes.get("entries", len(run.entries))]
+        return SimpleNamespace(entries=entries, plan=plan, environment=environment, attempts=run.attempts)
+
+    monkeypatch.setattr(papers, "load_run", changed)
+
+
+def test_taking_a_run_over_copies_ledger_and_traces_and_nothing_else(sample, tmp_path, monkeypatch):
+    planned(monkeypatch)
+    source = shutil.copytree(sample.folder, tmp_path / "run")
+    (source / "logs").mkdir()
+    target = tmp_path / "paper"
+    (target / "traces").mkdir(parents=True)
+    (target / "traces" / "old.json.gz").touch()
+    (target / "claims.yaml").write_text("claims: []\n", encoding="utf-8")
+    size = papers.take_over(source, target, sample.experiments)
+    assert sorted(path.name for path in target.iterdir()) == ["claims.yaml", LEDGER_NAME, "traces"]
+    names = {path.name for path in (source / "traces").iterdir()}
+    assert {path.name for path in (target / "traces").iterdir()} == names
+    assert size == size_of(target) - (target / "claims.yaml").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "smoke"}, r"is a smoke run; the paper is made from `touchstone run --profile paper`"),
+        ({"dirty": True}, r"uncommitted changes"),
+        ({"dirty": None}, r"uncommitted changes"),
+        ({"entries": -1}, r"has not come to its end"),
+    ],
+)
+def test_a_run_that_cannot_stand_for_the_paper_is_refused(sample, tmp_path, monkeypatch, changes, message):
+    planned(monkeypatch, **changes)
+    with pytest.raises(PaperError, match=message):
+        papers.take_over(sample.folder, tmp_path / "paper", sample.experiments)
+    assert not (tmp_path / "paper").exists()
+
+
+def test_the_paper_is_not_taken_over_from_itself(sample, monkeypatch):
+    planned(monkeypatch)
+    with pytest.raises(PaperError, match="paper's folder itself"):
+        papers.take_over(sample.folder, sample.folder, sample.experiments)
+
+
+def test_the_committed_runs_can_be_read_with_the_experiments_of_this_version():
+    experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
+    for folder in committed_runs():
+        assert papers.load_run(folder, experiments).entries
