@@ -1,10 +1,12 @@
 import pytest
 
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
-from touchstone.experiment import INSTRUMENT_TEST, Design, ExperimentError, Profile, load_experiments
+from touchstone.experiment import INSTRUMENT_TEST, Design, ExperimentError, Profile, is_point, load_experiments
 from touchstone.running.planning import REQUIREMENTS
 
-EXPERIMENTS = {experiment.plan_id: experiment for experiment in load_experiments()}
+EVERYTHING = {experiment.plan_id: experiment for experiment in load_experiments()}
+EXPERIMENTS = {name: experiment for name, experiment in EVERYTHING.items() if not is_point(name)}
+POINTS = {name: experiment for name, experiment in EVERYTHING.items() if is_point(name)}
 
 
 def test_every_measured_test_of_the_plan_and_the_instrument_itself_have_one_bench_file():

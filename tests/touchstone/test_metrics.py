@@ -76,6 +76,7 @@ FACTS = RunFacts(
         ("cpu_overhead", 2.0),
         ("device_idle_share", 20.0),
         ("cache_hit_rate", 20.0),
+        ("cached_tokens", 40.0),
         ("prompt_tokens_computed", 160.0),
         ("peak_concurrency", 2.0),
         ("mean_concurrency", 0.22 / 0.12),

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from touchstone.experiment import Axis, Measure, Point, Profile, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
 from touchstone.records import Attempt, EntryKind, RunEvent
 from touchstone.running import orchestrate
@@ -24,6 +25,7 @@ from touchstone.running.orchestrate import (
 )
 from touchstone.running.worker import WorkerRequest, WorkerRequests, timed_seed
 from touchstone.trace import load_trace
+from touchstone.workload import fixed
 
 HERE = Path(__file__).parent
 
@@ -286,3 +288,80 @@ def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
 def test_timed_seeds_differ_between_pairs(fake, tmp_path):
     unit = fake.make_run(tmp_path, [fake.experiment("1.1")]).plan.units[0]
     assert len({timed_seed(unit, pair) for pair in range(10)}) == 10
+
+
+class TestSharedProcesses:
+    """A paired test and the points of its sweep: one process a round, an attempt of its own for each unit."""
+
+    @staticmethod
+    def family(fake, *points):
+        axis = Axis("batch", (Measure("total_time"),), points)
+        test = replace(fake.experiment("2.1", paired=True), sweep=(axis,))
+        return (test, *points_of(test))
+
+    @staticmethod
+    def point(name, requests, load=None, **options):
+        workload = fixed(requests, 8, 4).model_copy(update={"load": load})
+        return Point(name, {Profile.QUICK: workload}, {Profile.QUICK: options})
+
+    def test_every_unit_of_a_round_is_valid_in_one_process_that_builds_its_engines_once(self, fake, tmp_path):
+        tests = self.family(fake, self.point("few", 2), self.point("many", 5))
+        run, failed, progress = measure(fake, tmp_path, *tests)
+        told = attempts(tmp_path)
+        assert failed == ()
+        assert [attempt.unit_id for attempt in told] == [unit.unit_id for unit in run.plan.units]
+        assert len(list((tmp_path / "logs").iterdir())) == 3
+        assert sum(attempt.startup_s is not None for attempt in told) == 3
+        sizes = {
+            attempt.test_id: len(load_trace(tmp_path, attempt.measurements[0].trace_sha256).requests)
+            for attempt in told
+        }
+        assert sizes == {"2.1": 3, "2.1@few": 2, "2.1@many": 5}
+        assert len(progress.heard) == 2 * 9
+
+    def test_other_options_get_other_engines_in_the_same_process(self, fake, tmp_path):
+        measure(fake, tmp_path, *self.family(fake, self.point("large", 3, size=7)))
+        told = attempts(tmp_path)
+        assert all(attempt.startup_s is not None for attempt in told)
+        assert {attempt.engine.settings.get("size") for attempt in told if attempt.test_id == "2.1@large"} == {7}
+        assert len(list((tmp_path / "logs").iterdir())) == 3
+
+    def test_a_fault_in_one_unit_leaves_the_others_of_its_process_valid(self, fake, tmp_path):
+        _, failed, _ = measure(fake, tmp_path, *self.family(fake, self.point("bad", 3, fault="refuse")))
+        told = attempts(tmp_path)
+        assert set(failed) == {f"2.1@bad-b{number}" for number in range(3)}
+        assert all(attempt.valid == (attempt.test_id == "2.1") for attempt in told)
+        bad = [attempt for attempt in told if attempt.test_id == "2.1@bad"]
+        assert [attempt.attempt for attempt in bad].count(2) == 3
+        assert "refuses option fault" in bad[0].reason
+        assert len([attempt for attempt in told if attempt.valid]) == 3, "what was valid is not measured again"
+
+    def test_a_crash_takes_every_unit_of_the_process_with_it_and_each_is_tried_once_more(self, fake, tmp_path):
+        _, failed, _ = measure(fake, tmp_path, *self.family(fake, self.point("bad", 3, fault="crash")))
+        reasons = [attempt.reason for attempt in attempts(tmp_path) if not attempt.valid]
+        assert all("status 7" in reason for reason in reasons)
+        assert {unit for unit in failed if "@bad" in unit} == {f"2.1@bad-b{number}" for number in range(3)}
+
+    def test_a_load_becomes_a_rate_that_every_run_of_the_process_shares(self, fake, tmp_path):
+        measure(fake, tmp_path, *self.family(fake, self.point("load-50", 4, load=0.5)))
+        for attempt in attempts(tmp_path):
+            rates = {row.request_rate_per_s for row in attempt.measurements}
+            assert len(rates) == 1
+            assert (rates != {None}) == (attempt.test_id == "2.1@load-50")
+            assert all(rate is None or rate > 0 for rate in rates)
+
+    def test_every_unit_under_way_is_remembered_when_the_run_is_killed(self, fake, tmp_path):
+        run = fake.make_run(tmp_path, list(self.family(fake, self.point("few", 2))))
+        with start(run):
+            pass
+        under_way = [
+            orchestrate.Pending(
+                unit_id=unit.unit_id, test_id=unit.test_id, attempt=1, started_at="2026-01-01T00:00:00Z"
+            )
+            for unit in run.plan.units[:2]
+        ]
+        (tmp_path / "pending.json").write_text(orchestrate.UnderWay(units=tuple(under_way)).model_dump_json())
+        with resume(run):
+            pass
+        told = attempts(tmp_path)
+        assert [(attempt.unit_id, attempt.reason) for attempt in told] == [(one.unit_id, KILLED) for one in under_way]

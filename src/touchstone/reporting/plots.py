@@ -252,7 +252,7 @@ def _pair_panel(result: Result, effect: Effect) -> figures.PairPanel | None:
 
 
 def sweep_panels(run: Run, test_id: str, axis: Axis) -> list[sweep_figures.SweepPanel]:
-    """Make one panel of each metric that has a tested ratio at two places of an axis or more, as many as a page holds."""
+    """Make one panel of each metric that has a tested ratio at two places of an axis, as many as a page holds."""
     places = places_on(run, test_id, axis)
     if not any(is_point(place.test.test_id) for place in places):
         return []
