@@ -3,6 +3,7 @@
 from nanoinfer.config import ConfigError, EngineConfig
 from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.execution.profile import DeviceProfile
 from nanoinfer.execution.workers import WorkerError
 from nanoinfer.llm import LLM
 from nanoinfer.request import (
@@ -18,6 +19,7 @@ __all__ = [
     "LLM",
     "ConfigError",
     "DeviceMemory",
+    "DeviceProfile",
     "EngineConfig",
     "FinishReason",
     "MemoryFacts",

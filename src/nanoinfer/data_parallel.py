@@ -23,6 +23,7 @@ from nanoinfer.execution.cuda_graphs import GraphFacts
 from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.meeting import Meeting, accept, engine_meeting
 from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.execution.profile import DeviceProfile
 from nanoinfer.execution.remote import build_remote
 from nanoinfer.execution.workers import Worker, WorkerError, Workers, spawn
 from nanoinfer.kvcache.cache import KVCache
@@ -166,6 +167,20 @@ class DataParallelEngine:
             devices = self._answer(index, Kind.MEMORY).facts["devices"]
             found += [DeviceMemory(one["device"], MemoryFacts(**one["facts"]), one["bytes_in_use"]) for one in devices]
         return found
+
+    def start_profile(self) -> None:
+        """Record from now on what every device does."""
+        self._workers.broadcast(Kind.START_PROFILE)
+        for index in self._each_engine():
+            self._answer(index, Kind.START_PROFILE)
+
+    def stop_profile(self) -> list[DeviceProfile | None]:
+        """Return what each device did since `start_profile`, engine by engine; None for a CPU."""
+        self._workers.broadcast(Kind.STOP_PROFILE)
+        found = [
+            one for index in self._each_engine() for one in self._answer(index, Kind.STOP_PROFILE).facts["profiles"]
+        ]
+        return [None if one is None else DeviceProfile(**one) for one in found]
 
     def reset_peaks(self) -> None:
         """Count the peaks of used blocks from now on."""
@@ -333,6 +348,12 @@ class EngineServer:
                 self.channel.send(Kind.MEMORY, {"devices": [asdict(one) for one in engine.memory_by_device()]})
             case Kind.CLOCK:
                 self.channel.send(Kind.CLOCK, {"now_ns": perf_counter_ns()})
+            case Kind.START_PROFILE:
+                engine.start_profile()
+                self.channel.send(Kind.START_PROFILE)
+            case Kind.STOP_PROFILE:
+                profiles = [None if one is None else asdict(one) for one in engine.stop_profile()]
+                self.channel.send(Kind.STOP_PROFILE, {"profiles": profiles})
             case Kind.RESET_PEAKS:
                 engine.reset_peaks()
             case Kind.RESET_PREFIX_CACHE:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nanoinfer.execution.devices import DeviceMemory, device_bytes_in_use
 from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.execution.profile import DeviceProfile, Profiler
 from nanoinfer.kvcache.cache import KVCache
 from nanoinfer.request import FinishReason, Request, RequestError, RequestFacts, RequestOutput, StepFacts
 from nanoinfer.scheduling import make_scheduler
@@ -83,6 +84,7 @@ class Engine:
         )
         overlap = execution.device.type == "cuda" if config.overlap is None else config.overlap
         self.depth = 2 if overlap else 1
+        self._profiler = Profiler(execution.device)
         self._intake = Intake(self.scheduler, model_config.vocab_size)
         self._in_flight: deque[LaunchedStep] = deque()
         self._step_facts: list[StepFacts] = []
@@ -192,6 +194,18 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget which blocks hold which tokens, so that the next requests compute everything."""
         self.cache.reset_prefix_cache()
+
+    def start_profile(self) -> None:
+        """Record from now on what every device does; there must be nothing to do and nothing in flight."""
+        if self.execution.ranks is not None:
+            self.execution.ranks.start_profile()
+        else:
+            self._profiler.start()
+
+    def stop_profile(self) -> list[DeviceProfile | None]:
+        """Return what each device did since `start_profile`; None for a CPU."""
+        ranks = self.execution.ranks
+        return [self._profiler.stop()] if ranks is None else ranks.stop_profile()
 
     def close(self) -> None:
         """End the processes that compute, where there are such."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.execution.devices import DeviceMemory
     from nanoinfer.execution.memory import MemoryFacts
+    from nanoinfer.execution.profile import DeviceProfile
     from nanoinfer.request import Request, StepFacts
 
 
@@ -110,6 +111,14 @@ class LLM:
     def take_step_facts(self) -> tuple[StepFacts, ...]:
         """Return what each step since the last call did and when, and forget it."""
         return self._engine.take_step_facts()
+
+    def start_profile(self) -> None:
+        """Record from now on what every GPU does, kernel by kernel; recording slows the host a little."""
+        self._engine.start_profile()
+
+    def stop_profile(self) -> list[DeviceProfile | None]:
+        """Return what each GPU did since `start_profile`, in the order of the ranks; None for a CPU."""
+        return self._engine.stop_profile()
 
     def reset_peaks(self) -> None:
         """Count the peak of used KV blocks from now on."""

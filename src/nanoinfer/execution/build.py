@@ -39,6 +39,8 @@ def build_execution(
     Settings that cannot work are a ConfigError. With several ranks all of them call this together.
     """
     device = resolve_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels and events go to the current device
     dtype = resolve_dtype(config.dtype, device)
     limit = longest_sequence(config, model_config)
     ops = select_ops(device, model_config.head_dim)

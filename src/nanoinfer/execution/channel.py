@@ -48,7 +48,9 @@ class Kind(IntEnum):
     RESET_PEAKS = 12
     RESET_PREFIX_CACHE = 13
     CLOCK = 14
-    CLOSE = 15
+    START_PROFILE = 15
+    STOP_PROFILE = 16
+    CLOSE = 17
 
 
 def _no_integers() -> Tensor:

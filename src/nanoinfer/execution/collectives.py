@@ -181,7 +181,7 @@ def _proved(
     size = dist.get_world_size()
     expected = size * (size + 1) / 2
     for num_bytes in (ALIGNMENT_BYTES, ONE_SHOT_BYTES, 2 * ONE_SHOT_BYTES, SYMMETRIC_BYTES):
-        for kind in {torch.float32, dtype}:
+        for kind in (torch.float32, dtype):  # in one order on every rank
             part = torch.full((num_bytes // kind.itemsize,), rank + 1.0, dtype=kind, device=device)
             total = collectives.all_reduce(part)
             _wait_for_device(device)

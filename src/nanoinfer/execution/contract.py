@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from nanoinfer.execution.cuda_graphs import GraphFacts
     from nanoinfer.execution.devices import DeviceMemory
+    from nanoinfer.execution.profile import DeviceProfile
     from nanoinfer.scheduling.plan import StepPlan
 
 
@@ -43,6 +44,14 @@ class Ranks(Protocol):
 
     def memory(self, num_used_blocks: int) -> list[DeviceMemory]:
         """Where the bytes are on every rank's device, with so many blocks in use at the peak."""
+        ...
+
+    def start_profile(self) -> None:
+        """Let every rank record what its device does; returns when all do."""
+        ...
+
+    def stop_profile(self) -> list[DeviceProfile | None]:
+        """Return what each rank's device did since; None for a device that records nothing."""
         ...
 
     def close(self) -> None:

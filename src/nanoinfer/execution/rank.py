@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,15 +13,19 @@ import torch
 
 from nanoinfer.config import EngineConfig
 from nanoinfer.execution.build import build_execution
-from nanoinfer.execution.channel import Channel, ChannelClosedError, Kind
+from nanoinfer.execution.channel import Channel, Kind
 from nanoinfer.execution.collectives import join
 from nanoinfer.execution.devices import device_bytes_in_use, resolve_device, resolve_dtype
 from nanoinfer.execution.meeting import Meeting
+from nanoinfer.execution.profile import Profiler
+from nanoinfer.execution.serving import report_failure
 from nanoinfer.execution.wire import decode
 from nanoinfer.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
 
     from nanoinfer.execution.contract import Execution, Handle
     from nanoinfer.execution.runner import Runner
@@ -46,12 +51,19 @@ def serve_rank(channel: Channel, setup: Mapping[str, Any]) -> None:
     channel.send(Kind.READY, _facts(execution))
     channel.pin_memory = device.type == "cuda"
     runner = cast("Runner", execution.runner)
-    report = _report_tokens(channel) if rank == 0 else _forget
+    profiler = Profiler(device)
+    report = _report_tokens(channel, device) if rank == 0 else _forget
     while (message := channel.receive()).kind is not Kind.CLOSE:
         if message.kind is Kind.STEP:
             report(runner.compute(decode(message.integers)))
         elif message.kind is Kind.MEMORY:
             channel.send(Kind.MEMORY, {"device_bytes_in_use": device_bytes_in_use(device)})
+        elif message.kind is Kind.START_PROFILE:
+            profiler.start()
+            channel.send(Kind.START_PROFILE)
+        elif message.kind is Kind.STOP_PROFILE:
+            profile = profiler.stop()
+            channel.send(Kind.STOP_PROFILE, {"profile": None if profile is None else asdict(profile)})
 
 
 def _facts(execution: Execution) -> dict[str, Any]:
@@ -73,7 +85,7 @@ def _forget(_handle: Handle) -> None:
     """Every rank samples the same tokens; one of them tells."""
 
 
-def _report_tokens(channel: Channel) -> Any:  # noqa: ANN401  the type of `SimpleQueue.put`
+def _report_tokens(channel: Channel, device: torch.device) -> Callable[[Handle], None]:
     """Start the thread that waits for tokens and sends them, and return what hands it a step.
 
     So the next step is launched while this one's tokens are on their way.
@@ -81,15 +93,21 @@ def _report_tokens(channel: Channel) -> Any:  # noqa: ANN401  the type of `Simpl
     handles: SimpleQueue[Handle] = SimpleQueue()
 
     def report() -> None:
-        while True:
-            handle = handles.get()
-            tokens = torch.tensor(handle.tokens(), dtype=torch.int64)
-            device_ns = handle.device_ns()
-            timed = torch.tensor([UNTIMED if device_ns is None else device_ns])
-            try:
-                channel.send(Kind.TOKENS, integers=torch.cat((timed, tokens)))
-            except ChannelClosedError:
-                return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # a new thread's is the first one
+        try:
+            while True:
+                channel.send(Kind.TOKENS, integers=_timed_tokens(handles.get()))
+        except BaseException as error:  # noqa: BLE001  the main thread waits for messages and would not notice
+            report_failure(channel, error)
+            os._exit(1)
 
     threading.Thread(target=report, name="tokens", daemon=True).start()
     return handles.put
+
+
+def _timed_tokens(handle: Handle) -> Tensor:
+    """Wait for a step; returns its time on the device, then its tokens."""
+    tokens = handle.tokens()
+    device_ns = handle.device_ns()
+    return torch.tensor([UNTIMED if device_ns is None else device_ns, *tokens])

@@ -16,6 +16,7 @@ from nanoinfer.execution.cuda_graphs import GraphFacts, padded_batch_sizes
 from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.meeting import Host, Meeting, accept
 from nanoinfer.execution.memory import MemoryFacts
+from nanoinfer.execution.profile import DeviceProfile
 from nanoinfer.execution.rank import UNTIMED
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.execution.staging import StagedDecodes, Stager
@@ -172,6 +173,18 @@ class RemoteRanks:
             DeviceMemory(ready["device"], _memory_facts(ready, num_used_blocks), answer["device_bytes_in_use"])
             for ready, answer in zip(self.ready, answers, strict=True)
         ]
+
+    def start_profile(self) -> None:
+        """Let every rank record what its device does; returns when all do."""
+        self.workers.broadcast(Kind.START_PROFILE)
+        for rank in range(len(self.ready)):
+            self.workers.receive(rank, Kind.START_PROFILE)
+
+    def stop_profile(self) -> list[DeviceProfile | None]:
+        """Return what each rank's device did since; None for a CPU."""
+        self.workers.broadcast(Kind.STOP_PROFILE)
+        found = [self.workers.receive(rank, Kind.STOP_PROFILE).facts["profile"] for rank in range(len(self.ready))]
+        return [None if profile is None else DeviceProfile(**profile) for profile in found]
 
     def close(self) -> None:
         """End the ranks."""

@@ -39,12 +39,13 @@ def serve(
     except ChannelClosedError:
         return ORPHANED
     except BaseException as error:  # noqa: BLE001  whatever it is, the front door must hear of it
-        _report(channel, error)
+        report_failure(channel, error)
         return 1
     return 0
 
 
-def _report(channel: Channel, error: BaseException) -> None:
+def report_failure(channel: Channel, error: BaseException) -> None:
+    """Tell the front door what went wrong, if it still listens."""
     facts = {
         "type": type(error).__name__,
         "message": str(error),
