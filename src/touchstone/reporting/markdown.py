@@ -49,14 +49,19 @@ class Glossary:
 
     @classmethod
     def load(cls, path: Path) -> Glossary:
-        """Read the glossary; ReportError if the file or a section is missing."""
+        """Read the glossary; ReportError if the file is missing or damaged, or a section is not there."""
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ReportError(f"{path} does not exist; the report is made from a clone of the repository") from None
+        except (ValueError, RecursionError) as error:
+            raise ReportError(f"{path} is no TOML ({error}); restore it from the repository") from None
         sections = ("terms", "verdicts", "effects", "units", "checklist", "claims")
-        if missing := [name for name in sections if name not in content]:
-            raise ReportError(f"{path} lacks the section [{missing[0]}]")
+        for name in sections:
+            if name not in content:
+                raise ReportError(f"{path} lacks the section [{name}]")
+            if not _is_table_of_texts(content[name]):
+                raise ReportError(f"{path}: section [{name}] must hold names with a text for each language")
         return cls(*(content[name] for name in sections))
 
     def term(self, key: str, language: Language) -> str:
@@ -66,6 +71,15 @@ class Glossary:
     def unit(self, key: str, language: Language) -> str:
         """Translate a unit; ReportError names one that the glossary lacks."""
         return _look_up(self.units, key, language, "units") if key else ""
+
+
+def _is_table_of_texts(section: object) -> bool:
+    """Tell whether a section maps names to tables of texts."""
+    if not isinstance(section, dict):
+        return False
+    return all(
+        isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values()) for texts in section.values()
+    )
 
 
 def _look_up(section: Mapping[str, Mapping[Language, str]], key: str, language: Language, name: str) -> str:

@@ -141,6 +141,8 @@ def _parse(path: Path) -> Any:  # noqa: ANN401  whatever the file holds
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ClaimsError(f"{path}{where}: this is no YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, a date or a depth that YAML refuses
+        raise ClaimsError(f"{path}: this is no YAML: {str(error).splitlines()[0]}") from None
 
 
 def _explain(error: ValidationError, content: object) -> Iterator[str]:

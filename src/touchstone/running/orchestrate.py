@@ -143,7 +143,7 @@ def is_finished(directory: Path) -> bool:
     last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         body = json.loads(last).get("body", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
     return isinstance(body, dict) and body.get("event") == "finished"
 
@@ -427,6 +427,7 @@ def _worker_request(unit: UnitPlan, test: PlannedTest, run: Run, result_file: Pa
         workload=test.workload,
         measure_memory=test.test_id in run.memory_tests,
         repeat_last=test.repeat_last,
+        warmup_output_tokens=test.warmup_output_tokens,
         read_canary=run.plan.canary_limit is not None,
         run_dir=str(run.directory),
         result_file=str(result_file),

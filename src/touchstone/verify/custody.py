@@ -112,7 +112,7 @@ def read_chain(evidence: Evidence) -> tuple[Fault, ...]:
     for number, line in enumerate(lines, start=1):
         try:
             raw = _object(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return (*faults, Fault(LEDGER, f"no JSON object: {error}", number))
         faults.extend(Fault(LEDGER, detail, number) for detail in _broken_links(line, raw, number - 1, previous))
         previous = str(raw.get("sha256"))
@@ -295,7 +295,7 @@ def read_traces(evidence: Evidence) -> tuple[Fault, ...]:
             continue
         try:
             evidence.traces[sha256] = _trace((folder / f"{sha256}.json.gz").read_bytes(), sha256)
-        except (ValueError, OSError, zlib.error) as error:
+        except (ValueError, RecursionError, OSError, zlib.error) as error:
             faults.append(Fault(file, str(error).splitlines()[0]))
     return tuple(faults)
 
