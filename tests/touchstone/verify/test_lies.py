@@ -144,9 +144,7 @@ def caught(story, folder):
     failed = {name for name, check in CUSTODY.items() if check(evidence)}
     results = [result.model_dump(mode="json") for result in derive_results(folder, EXPERIMENTS)]
     tests = gather(evidence)
-    wrong = [
-        fault for told in results for fault in result_faults(evidence, tests, EXPERIMENTS, told)
-    ]
+    wrong = [fault for told in results for fault in result_faults(evidence, tests, EXPERIMENTS, told)]
     assert wrong == [], "a lie that is told consistently gives consistent results"
     return failed | {check["id"] for result in results for check in result["checks"] if not check["passed"]}
 
@@ -339,14 +337,14 @@ def test_prompts_timed_twice_are_caught_by_prompts_never_repeat(good, tmp_path):
     assert caught(story, tmp_path / "run") == {"prompts_never_repeat"}
 
 
-def test_a_dropped_failure_is_caught_by_the_gap_in_its_attempts(good, tmp_path):
+def test_a_dropped_failure_is_caught_by_attempts_accounted_and_attempts_complete(good, tmp_path):
     """The first attempt of a process failed and is left out; the one that is told says that it is the second."""
     story = good.copy()
     story.attempts("1.1")[2]["attempt"] = 2
     assert caught(story, tmp_path / "run") == {"attempts_accounted", "attempts_complete"}
 
 
-def test_the_best_of_two_is_caught_by_the_second_valid_attempt(good, tmp_path):
+def test_the_best_of_two_is_caught_by_attempts_accounted_and_attempts_complete(good, tmp_path):
     story = good.copy()
     index = next(i for i, entry in enumerate(story.entries) if entry["body"].get("test_id") == "1.1")
     again_told = json.loads(json.dumps(story.entries[index]))
@@ -379,7 +377,7 @@ def test_a_machine_that_misses_a_tenth_of_the_work_is_caught_by_control_detected
     assert caught(story, tmp_path / "run") == {"control_detected"}
 
 
-def test_mixed_machines_are_caught_by_one_environment(good, tmp_path):
+def test_mixed_machines_are_caught_by_one_environment_one_plan_and_one_environment(good, tmp_path):
     story = good.copy()
     story.attempts("1.3")[1]["environment_fingerprint"] = "1" * 64
     assert caught(story, tmp_path / "run") >= {"one_environment_one_plan", "one_environment"}
