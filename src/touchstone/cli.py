@@ -16,6 +16,7 @@ from rich.table import Table
 from touchstone.analysis.runs import RunsError
 from touchstone.canonical import atomic_write
 from touchstone.engines.base import EngineError
+from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
 from touchstone.environment import EnvironmentRefusedError
 from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
@@ -63,6 +64,8 @@ Examples:
   touchstone run --profile paper --out paper          for publication: refused unless the machine is idle and clean
   touchstone run --model ~/models/Qwen3-0.6B          a model of your own
   touchstone run --resume                             go on after Ctrl-C, a crash or a power cut
+  touchstone run --engine nanoinfer --engine vllm --only 5.1
+                                                      two engines side by side on the same requests
 """
 
 _REPRODUCE_EPILOG = """
@@ -204,8 +207,16 @@ def run(
     ] = ProfileChoice.AUTO,
     only: Annotated[str, typer.Option(help="Tests to run, separated by commas, such as 1.1,2.1; empty for all.")] = "",
     engine: Annotated[
-        str, typer.Option(help=f"{', '.join(sorted(ADAPTERS))}, or the import path of your own adapter module.")
-    ] = "nanoinfer",
+        list[str],
+        typer.Option(
+            help=f"{', '.join(sorted(ADAPTERS))}, or the import path of your own adapter module. Give it several times "
+            "to compare engines; the first one is measured by every test."
+        ),
+    ] = ["nanoinfer"],  # noqa: B006  typer reads the default and never changes it
+    option: Annotated[
+        list[str],
+        typer.Option(help="ENGINE.NAME=VALUE, or NAME=VALUE for the first engine; docs/engines.md lists them."),
+    ] = [],  # noqa: B006  likewise
     model: Annotated[
         str | None,
         typer.Option(
@@ -225,7 +236,9 @@ def run(
     options = RunOptions(
         profile=None if profile is ProfileChoice.AUTO else Profile(profile.value),
         only=tuple(name.strip() for name in only.split(",") if name.strip()),
-        engine=engine,
+        engine=engine[0],
+        peers=tuple(engine[1:]),
+        engine_options=options_by_engine(option, engine),
         model=model,
         out=out,
         resume=resume,
@@ -260,7 +273,8 @@ def _show_plan(plan: RunPlan, experiments: tuple[Experiment, ...]) -> None:
         table.add_row(missing.test_id, titles[missing.test_id], f"not measured: {missing.reason}", "", "", "")
     _console.print(table)
     model = f"{plan.model.source} ({plan.model.weights})"
-    _console.print(f"engine {plan.engine} on {plan.device}, {plan.dtype}, model {escape(model)}")
+    engines = ", ".join((plan.engine, *plan.peers))
+    _console.print(f"engine {engines} on {plan.device}, {plan.dtype}, model {escape(model)}")
     if plan.model.note:
         _console.print(escape(plan.model.note))
     _console.print("order: " + " ".join(unit.unit_id for unit in plan.units), highlight=False)

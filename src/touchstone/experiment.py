@@ -46,6 +46,7 @@ class Arm:
     `extra_output` asks for this share of output tokens more than the workload says: the known effect of a control.
     `num_gpus` is how many devices the arm takes, 0 .. num_gpus - 1; where the machine has fewer, the arm is not
     measured. `requests_per_gpu` lets the work grow with them, by profile; None takes the workload's own number.
+    `engine` names the engine of an arm that compares engines; None is the engine of the run.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Arm:
     extra_output: float = 0.0
     num_gpus: int = 1
     requests_per_gpu: Mapping[Profile, int] | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +114,22 @@ class Point:
     """One value on an axis: what is asked for there in place of the test's own workload.
 
     `name` ends the id of the point, as in `2.1@hit-25`, and is part of file names. `engine_options` come in addition to
-    the test's own. A profile without a workload leaves the point out.
+    the test's own. A profile without a workload leaves the point out. `without` names engines that the point leaves
+    out, each with the reason.
     """
 
     name: str
     workload: Mapping[Profile, WorkloadSpec]
     engine_options: Mapping[Profile, Mapping[str, Scalar]] = field(default_factory=dict)
+    without: Mapping[str, Bilingual] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
     """A sweep: the test's comparison made again at several values of one quantity.
 
-    `id` is a key of `touchstone.coordinates.COORDINATES`, which reads from a planned test where it lies on the axis.
+    `id` is a key of `touchstone.coordinates.COORDINATES`, which reads from a planned test where it lies on the axis;
+    the points of any other axis have no order between them.
     `measures` are what the points report. `includes_test` says that the test itself differs from them in nothing else.
     """
 
@@ -147,7 +152,11 @@ class Experiment:
     they count as equivalent. `repeat_last` lets each process end with its last run once more, outside all metrics.
     `scaling` holds the arms against one device of another test, whose prompts they then share. Each point of `sweep`
     becomes an experiment of its own, with the id `<plan_id>@<name of the point>` and its `axis`.
-    `steady` says that what is measured barely varies, so that fewer processes show it.
+    Arms that name engines compare these: each option that they share holds for an engine that has it, and each engine
+    runs in processes of its own. `without` names engines that are left out, each with the reason, and
+    `warmup_output_tokens` the most output tokens of a warm-up, where its prompts alone touch every shape.
+    `steady` says that what is measured barely varies, so that fewer processes show it; `profile_devices` ends each
+    process with a run under a profiler, which is not timed.
     """
 
     plan_id: str
@@ -165,8 +174,16 @@ class Experiment:
     repeat_last: bool = False
     scaling: Scaling | None = None
     steady: bool = False
+    profile_devices: bool = False
     sweep: tuple[Axis, ...] = ()
     axis: str | None = None
+    without: Mapping[str, Bilingual] = field(default_factory=dict)
+    warmup_output_tokens: int | None = None
+
+    @property
+    def compares_engines(self) -> bool:
+        """Whether the arms are engines."""
+        return any(arm.engine is not None for arm in self.arms)
 
 
 def load_experiments(folder: Path = BENCH) -> tuple[Experiment, ...]:
@@ -216,6 +233,7 @@ def _at(experiment: Experiment, axis: Axis, point: Point) -> Experiment:
         workload=point.workload,
         measures=axis.measures,
         engine_options=options,
+        without=point.without,
         sweep=(),
         axis=axis.id,
     )

@@ -112,7 +112,6 @@ class StepTrace(Record):
     launched_ns: int | None = Field(description="when the host had launched the step; None where no one can tell")
     end_ns: int
     device_ns: int | None
-    communication_ns: int | None = Field(default=None, description="device time of the step's collectives")
     rank: int = Field(default=0, description="data-parallel replica that made the step; replicas overlap in time")
 
 
@@ -184,7 +183,7 @@ class DeviceMemory(Record):
 
     device: str
     kv_pool_bytes: int
-    total_peak_bytes: int = Field(description="the device's own total")
+    total_peak_bytes: int | None = Field(description="the device's own total; None for a CPU, which has none")
 
 
 class MemoryParts(Record):
@@ -248,6 +247,9 @@ class ArmSpec(Record):
         default=0.0, ge=0, description="share of output tokens asked for beyond the workload's; only in the control"
     )
     num_gpus: int = Field(default=1, ge=1, description="devices that the arm takes, 0 .. num_gpus - 1")
+    engine: str | None = Field(
+        default=None, description="engine of an arm that compares engines, whose options are then complete"
+    )
     num_requests: int | None = Field(
         default=None, ge=1, description="requests of this arm where they are not the workload's number"
     )
@@ -302,7 +304,9 @@ class PlannedTest(Record):
     repeat_last: bool = Field(default=False, description="whether each process ends with its last run once more")
     axis: str | None = Field(default=None, description="of a point: the quantity that its sweep varies")
     absent_arms: tuple[AbsentArm, ...] = Field(default=(), description="declared arms that are not run")
+    warmup_output_tokens: int | None = Field(default=None, description="most output tokens of a warm-up request")
     prompts_of: str | None = Field(default=None, description="test whose seeds, and so prompts, this one shares")
+    profile_devices: bool = Field(default=False, description="whether a process ends with a profiled run, untimed")
 
 
 class NotMeasured(Record):
@@ -320,6 +324,7 @@ class RunPlan(Record):
     profile: Literal["smoke", "quick", "paper"]
     seed: int
     engine: str
+    peers: tuple[str, ...] = Field(default=(), description="further engines, which the tests that compare engines run")
     device: str
     dtype: str
     model: ModelSpec
@@ -385,6 +390,15 @@ class Measurement(Record):
     graphs: GraphCapture | None = Field(default=None, description="what the arm's CUDA graphs cost; None without them")
 
 
+class DeviceWork(Record):
+    """What one GPU did in a profiled run, by its kernels; `communication_ns` holds the waiting for other GPUs."""
+
+    device: str
+    span_ns: int = Field(description="from the begin of the first kernel or copy to the end of the last")
+    busy_ns: int = Field(description="part of the span in which at least one of them ran")
+    communication_ns: int = Field(description="kernels that add up or gather between GPUs")
+
+
 class Attempt(Record):
     """What came of a unit in one process. `startup_s` is None where engines of a unit before were used again."""
 
@@ -400,6 +414,10 @@ class Attempt(Record):
     engine: EngineFacts | None
     startup_s: float | None
     measurements: tuple[Measurement, ...]
+    device_work: tuple[DeviceWork, ...] | None = Field(
+        default=None,
+        description="one more run after the timed ones, of other prompts, under a profiler; None where none was made",
+    )
     repeated: Measurement | None = Field(
         default=None,
         description="the last run once more, with the same prompts on the same engine; shows whether results are "

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from touchstone.engines.registry import load_adapter
+from touchstone.engines.base import EngineError
+from touchstone.engines.registry import load_adapter, why_not_installed
 from touchstone.environment import EnvironmentRefusedError, capture, gate
 from touchstone.experiment import Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.reporting.errors import ReportError
 from touchstone.running import orchestrate
-from touchstone.running.models import choose_model
+from touchstone.running.models import choose_model, with_checkpoint
 from touchstone.running.planning import RunRequest, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.table import Table
 
+    from touchstone.engines.base import Capabilities
     from touchstone.experiment import Experiment
     from touchstone.ledger import Ledger
-    from touchstone.records import Environment, RunPlan, UnitPlan
+    from touchstone.records import Environment, RunPlan, Scalar, UnitPlan
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The options of `touchstone run`; None leaves the choice to the hardware."""
+    """The options of `touchstone run`; None leaves the choice to the hardware.
+
+    `peers` are the engines named after the first; `engine_options` holds options by engine.
+    """
 
     profile: Profile | None = None
     only: tuple[str, ...] = ()
@@ -42,6 +47,8 @@ class RunOptions:
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    peers: tuple[str, ...] = ()
+    engine_options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
 
 
 def plan_run(
@@ -53,6 +60,7 @@ def plan_run(
     """
     device = options.device or _default_device()
     profile = options.profile or (Profile.PAPER if device.startswith("cuda") else Profile.SMOKE)
+    capabilities = {name: _capabilities(name) for name in (options.engine, *options.peers)}
     directory = (options.out or results / profile.value).resolve()
     environment = capture(output=directory)
     _check_device(device, environment, chosen=options.device is not None)
@@ -66,8 +74,13 @@ def plan_run(
         dtype=options.dtype or ("float16" if device.startswith("cuda") else "float32"),
         seed=options.seed,
         only=options.only,
+        peers=options.peers,
+        engine_options=options.engine_options,
     )
-    plan = make_plan(request, experiments, environment, model, load_adapter(options.engine).capabilities())
+    own, peers = capabilities[options.engine], {name: capabilities[name] for name in options.peers}
+    plan = make_plan(request, experiments, environment, model, own, peers)
+    if workshop is None and any(each.needs_checkpoint for each in capabilities.values()):
+        model = with_checkpoint(model, request.dtype, directory / "model")
     return orchestrate.Run(
         plan=plan,
         environment=environment,
@@ -75,6 +88,13 @@ def plan_run(
         directory=directory,
         memory_tests=frozenset(experiment.plan_id for experiment in experiments if experiment.measure_memory),
     )
+
+
+def _capabilities(engine: str) -> Capabilities:
+    """Ask an adapter what its engine can do; EngineError with the remedy where the engine is not installed."""
+    if (reason := why_not_installed(engine)) is not None:
+        raise EngineError(reason)
+    return load_adapter(engine).capabilities()
 
 
 def run_plan(run: orchestrate.Run, options: RunOptions, console: Console) -> tuple[str, ...]:

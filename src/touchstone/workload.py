@@ -88,6 +88,15 @@ def of_arm(spec: WorkloadSpec, arm: ArmSpec) -> WorkloadSpec:
     return with_extra_output(spec.model_copy(update={"num_requests": num_requests}), arm.extra_output)
 
 
+def with_short_output(spec: WorkloadSpec, most: int | None) -> WorkloadSpec:
+    """Ask for no more than so many output tokens; None leaves the workload as it is."""
+    if most is None:
+        return spec
+    lengths = spec.output_tokens
+    shorter = Lengths(low=min(lengths.low, most), high=min(lengths.high, most))
+    return spec.model_copy(update={"output_tokens": shorter})
+
+
 def all_at_once(spec: WorkloadSpec) -> WorkloadSpec:
     """Let the requests of a load arrive together: what its rate is a share of."""
     return spec.model_copy(update={"load": None})

@@ -46,7 +46,9 @@ def gpus(count, memory_bytes=141 * GIB):
 
 
 def reasons(plan):
-    return {missing.test_id: missing.reason for missing in plan.not_measured if not is_point(missing.test_id)}
+    """Why tests of the plan are not measured; the comparison of engines needs a second engine and is told apart."""
+    whole = (missing for missing in plan.not_measured if not is_point(missing.test_id) and missing.test_id != "5.1")
+    return {missing.test_id: missing.reason for missing in whole}
 
 
 def chosen(plan):
@@ -57,7 +59,7 @@ def test_without_a_gpu_seven_tests_are_measured_and_four_say_why_not(plan):
     made = plan()
     assert chosen(made) == ["0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "4.1"]
     assert reasons(made) == dict.fromkeys(["2.3", "3.1", "3.2", "3.3"], "no NVIDIA GPU on this machine")
-    assert all("GPU" in missing.reason_zh for missing in made.not_measured)
+    assert all("GPU" in missing.reason_zh for missing in made.not_measured if missing.test_id in reasons(made))
 
 
 def test_with_one_gpu_the_baseline_is_measured_and_scaling_says_how_many_there_are(plan):

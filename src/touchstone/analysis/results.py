@@ -68,6 +68,7 @@ PLAN: dict[str, PlannedResult] = {
     "3.2": PlannedResult("strong_scaling", Bilingual("Strong scaling", "多卡强缩放")),
     "3.3": PlannedResult("weak_scaling", Bilingual("Weak scaling", "多卡弱缩放")),
     "4.1": PlannedResult("code_metrics", Bilingual("Code metrics", "代码质量统计")),
+    "5.1": PlannedResult("peers", Bilingual("Engines side by side", "引擎对比")),
 }
 CODE_TEST = "4.1"
 

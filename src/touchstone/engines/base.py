@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from touchstone.records import EngineFacts, MemoryParts, Scalar, Trace
+    from touchstone.records import DeviceWork, EngineFacts, MemoryParts, Scalar, Trace
 
 
 class EngineError(RuntimeError):
@@ -40,7 +40,8 @@ class Capabilities:
     one position only: a test may ask for that position and for no other. A metric whose facts an engine does not report
     is "not available", with the text in `unreported` as the reason. `alone` says that a process can hold one such
     engine only, so that tests which alternate between two in one process are not measured. `needs_checkpoint` says that
-    the engine loads weights from a folder and cannot draw them itself; `needs_gpu` that it does not run without one.
+    the engine loads weights from a folder and cannot draw them itself; `needs_gpu` that it does not run without one;
+    `profiles_devices` that it is a `ProfilingEngine`.
     """
 
     options: frozenset[str]
@@ -52,6 +53,7 @@ class Capabilities:
     alone: bool = False
     needs_checkpoint: bool = False
     needs_gpu: bool = False
+    profiles_devices: bool = False
 
     def refuses(self, options: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return the options that stand in a position which the engine does not have, with that position."""
@@ -101,4 +103,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the device and all helpers."""
+        ...
+
+
+class ProfilingEngine(Engine, Protocol):
+    """An engine that can tell what its devices do, kernel by kernel."""
+
+    def profile(
+        self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
+    ) -> tuple[DeviceWork, ...] | None:
+        """Run requests under a profiler, which slows them, and tell what each device did; None without a GPU."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,13 +15,15 @@ from nanoinfer.version import VERSION
 from touchstone.clock import timed_region
 from touchstone.engines.base import Capabilities, EngineError
 from touchstone.engines.live_bytes import LiveBytes
-from touchstone.records import EngineFacts, GraphCapture, MemoryParts, RequestTrace, StepTrace, Trace
+from touchstone.engines.several_devices import parts_of_devices, peak_concurrency, resident_bytes_of_all
+from touchstone.records import DeviceWork, EngineFacts, GraphCapture, MemoryParts, RequestTrace, StepTrace, Trace
 from touchstone.trace import outputs_sha256, tokens_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nanoinfer import RequestOutput, StepFacts
+    from nanoinfer.execution.profile import DeviceProfile
     from touchstone.engines.base import EngineSpec, GenerationRequest
     from touchstone.records import Scalar
 
@@ -31,7 +34,11 @@ def capabilities() -> Capabilities:
     """Every field of EngineConfig is a switch, except those that the run itself decides."""
     options = frozenset(field.name for field in fields(EngineConfig)) - _SET_BY_THE_SPEC
     return Capabilities(
-        options=options, reports_steps=True, reports_cached_tokens=True, reports_memory_parts=True, unreported=None
+        options=options,
+        reports_steps=True,
+        reports_cached_tokens=True,
+        reports_memory_parts=True,
+        profiles_devices=True,
     )
 
 
@@ -46,7 +53,8 @@ class NanoinferEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.capabilities = capabilities()
         self._device = spec.device
-        self._bytes_before = _bytes_in_use(spec.device)
+        self._devices = _devices(spec)
+        self._bytes_before = sum(_bytes_in_use(device) for device in self._devices)
         self._library_bytes_before = _library_bytes(spec.device)
         options: dict[str, Any] = dict(spec.options)
         if spec.synthetic_seed is not None:
@@ -56,6 +64,7 @@ class NanoinferEngine:
         except (ConfigError, OSError) as error:
             raise EngineError(str(error)) from error
         _forget_peak_bytes(spec.device)
+        self._num_devices = _num_ranks(spec)
         self._last_run: tuple[Sequence[GenerationRequest], int | None] = (), None
 
     @property
@@ -84,7 +93,7 @@ class NanoinferEngine:
             settings=settings,
             model=model,
             graphs=None if llm.cuda_graphs is None else GraphCapture(**asdict(llm.cuda_graphs)),
-            shares_at_admission=True,
+            shares_at_admission=True if llm.config.data_parallel_size == 1 else None,
         )
 
     def generate(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Trace:
@@ -93,12 +102,11 @@ class NanoinferEngine:
         self._llm.take_step_facts()
         self._last_run = requests, concurrency
         try:
-            with timed_region(self._device) as region:
+            with timed_region(*self._devices) as region:
                 outputs = self._run(requests, concurrency)
         except RequestError as error:
             raise EngineError(str(error)) from error
         steps = self._llm.take_step_facts()
-        memory = self._llm.memory()
         times = sorted({time for output in outputs for time in output.facts.token_times_ns})
         index_of = {time: index for index, time in enumerate(times)}
         traces = tuple(
@@ -110,13 +118,42 @@ class NanoinferEngine:
             emission_times_ns=tuple(time - region.begin_ns for time in times),
             requests=traces,
             steps=tuple(_step_trace(step, region.begin_ns) for step in steps),
-            peak_concurrency=max((step.num_requests for step in steps), default=0),
-            peak_kv_blocks_used=memory.kv_used_peak_bytes // memory.kv_block_bytes,
+            peak_concurrency=peak_concurrency(steps),
+            peak_kv_blocks_used=self._peak_blocks(),
             output_sha256=outputs_sha256(trace.output_sha256 for trace in traces),
         )
 
+    def _peak_blocks(self) -> int:
+        """Count the most blocks in use, over all replicas; the ranks of one engine share the blocks."""
+        told = [one.facts for one in self._llm.memory_by_device()]
+        return sum(one.kv_used_peak_bytes // one.kv_block_bytes for one in told) // self._ranks_an_engine
+
+    @property
+    def _ranks_an_engine(self) -> int:
+        return self._llm.config.tensor_parallel_size
+
+    def _parts_of_devices(self) -> MemoryParts:
+        return parts_of_devices(
+            self._llm.memory_by_device(),
+            device=self._device,
+            ranks_an_engine=self._ranks_an_engine,
+            before_bytes=self._bytes_before,
+            host_bytes=None if _is_gpu(self._device) else resident_bytes_of_all(),
+        )
+
+    def profile(
+        self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
+    ) -> tuple[DeviceWork, ...] | None:
+        """Run requests under the engine's own profiler; None on a processor, where no kernels are recorded."""
+        self._llm.start_profile()
+        self._run(requests, concurrency)
+        profiles = [profile for profile in self._llm.stop_profile() if profile is not None]
+        return tuple(_device_work(profile) for profile in profiles) or None
+
     def memory(self) -> MemoryParts:
         """Hold the parts that the engine knows against the device's own total, or the process's resident memory."""
+        if self._num_devices > 1:
+            return self._parts_of_devices()
         facts = self._llm.memory()
         total = _peak_bytes(self._device)
         context = self._bytes_before + _library_bytes(self._device) - self._library_bytes_before
@@ -176,6 +213,28 @@ class NanoinferEngine:
         return [finished[request_id] for request_id in ids]
 
 
+def _device_work(profile: DeviceProfile) -> DeviceWork:
+    return DeviceWork(
+        device=profile.device,
+        span_ns=profile.span_ns,
+        busy_ns=profile.busy_ns,
+        communication_ns=profile.communication_ns,
+    )
+
+
+def _devices(spec: EngineSpec) -> tuple[str, ...]:
+    """Name the devices of an engine: the one asked for, and those after it; CPUs are all the same one."""
+    if not _is_gpu(spec.device):
+        return (spec.device,)
+    first = int(spec.device.partition(":")[2] or 0)
+    return tuple(f"cuda:{first + offset}" for offset in range(_num_ranks(spec)))
+
+
+def _num_ranks(spec: EngineSpec) -> int:
+    sizes = (spec.options.get(name) or 1 for name in ("tensor_parallel_size", "data_parallel_size"))
+    return math.prod(int(size) for size in sizes)
+
+
 _PATHS = frozenset({"model", "tokenizer", "revision"})
 
 
@@ -227,6 +286,7 @@ def _step_trace(step: StepFacts, begin_ns: int) -> StepTrace:
             "launched_ns": step.launched_ns - begin_ns,
             "end_ns": step.end_ns - begin_ns,
             "device_ns": step.device_ns,
+            "rank": step.rank,
         }
     )
 

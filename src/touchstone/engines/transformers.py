@@ -19,13 +19,14 @@ from touchstone.clock import now_ns, rest, timed_region
 from touchstone.engines.base import Capabilities, EngineError
 from touchstone.engines.model_facts import checkpoint_folder, model_facts, read_config
 from touchstone.engines.recording import Recording
-from touchstone.records import EngineFacts, StepTrace, Trace
+from touchstone.records import EngineFacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from touchstone.engines.base import EngineSpec, GenerationRequest
     from touchstone.engines.recording import Progress
+    from touchstone.records import Trace
 
 _PAD = 0  # any id: what is padded is masked
 _NS_PER_S = 1e9
@@ -36,10 +37,11 @@ def capabilities() -> Capabilities:
     """Offer what static batches leave open: there is no schedule, no prefix cache and no pool to size."""
     return Capabilities(
         options=frozenset({"max_num_seqs", "prefix_cache", "static_cache", "attention"}),
-        reports_steps=True,
+        reports_steps=False,
         reports_cached_tokens=True,
         reports_memory_parts=False,
-        unreported="transformers allocates keys and values tensor by tensor and does not tell them from temporaries",
+        unreported="`generate` tells when tokens come; what a pass computed for them, padding included, and which bytes"
+        " are keys and values it does not tell",
         fixed={"prefix_cache": False},
         needs_checkpoint=True,
     )
@@ -65,7 +67,11 @@ class TransformersEngine:
         self._new_config = GenerationConfig
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                spec.model, dtype=getattr(torch, spec.dtype), attn_implementation=self._attention
+                spec.model,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=self._attention,
+                use_safetensors=True,  # a pickle can run code, and so can a folder of code
+                trust_remote_code=False,
             )
         except (OSError, ValueError, ImportError) as error:
             raise EngineError(f"transformers cannot load the model: {error}") from error
@@ -107,9 +113,10 @@ class TransformersEngine:
             while waiting:
                 members = _next_batch(waiting, limit, recording, at_their_time=concurrency is None)
                 batches.append(self._run_batch(members))
-        steps = [step for batch in batches for step in _record(batch, recording)]
+        for batch in batches:
+            _record(batch, recording)
         largest = max((len(batch.members) for batch in batches), default=0)
-        return recording.trace(requests, region, steps=steps, peak_concurrency=largest)
+        return recording.trace(requests, region, peak_concurrency=largest)
 
     def memory(self) -> None:
         """Tell nothing: see `Capabilities.unreported`."""
@@ -195,33 +202,12 @@ def _padded(prompts: Sequence[tuple[int, ...]], device: str) -> tuple[torch.Tens
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _record(batch: Batch, recording: Recording) -> list[StepTrace]:
-    """Give each request its first tokens, and count in each step those that a request still wanted."""
+def _record(batch: Batch, recording: Recording) -> None:
+    """Give each request its first tokens; what a row has beyond its own length is left away."""
     for progress in batch.members:
         progress.scheduled_ns, progress.cached_tokens, progress.preemptions = batch.begin_ns, 0, 0
-    steps, begin_ns = [], batch.begin_ns
-    for index, (at_ns, row) in enumerate(batch.rows):
+    for at_ns, row in batch.rows:
         moment = recording.moment(at_ns)
-        pairs = zip(batch.members, row, strict=True)
-        wanted = [(progress, token) for progress, token in pairs if not progress.is_finished]
-        for progress, token in wanted:
-            recording.emit(progress, (token,), moment)
-        steps.append(_step(batch, len(wanted), begin_ns - recording.begin_ns, at_ns - recording.begin_ns, index))
-        begin_ns = at_ns
-    return steps
-
-
-def _step(batch: Batch, num_wanted: int, begin_ns: int, end_ns: int, index: int) -> StepTrace:
-    """Tell of the pass that gave the batch its token `index`: the first one is the prefill."""
-    prompt_tokens = sum(len(progress.request.prompt_token_ids) for progress in batch.members)
-    return StepTrace(
-        kind="decode" if index else "prefill",
-        prefill_tokens=0 if index else prompt_tokens,
-        decode_tokens=num_wanted if index else 0,
-        batch=num_wanted,
-        graph=False,
-        begin_ns=begin_ns,
-        launched_ns=None,
-        end_ns=end_ns,
-        device_ns=None,
-    )
+        for progress, token in zip(batch.members, row, strict=True):
+            if not progress.is_finished:
+                recording.emit(progress, (token,), moment)

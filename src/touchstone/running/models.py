@@ -174,6 +174,37 @@ def _from_hub(model_id: str) -> Path:
     raise ModelError(f"model {model_id!r} is no folder here and cannot be had from the hub ({reason}); check the name")
 
 
+def with_checkpoint(model: ChosenModel, dtype: str, workshop: Path) -> ChosenModel:
+    """Give synthetic weights a file, for engines that load them and cannot draw them; real weights have theirs.
+
+    Every engine of the run then loads the same weights, in the run's own type. They are written once, under `workshop`.
+    """
+    if model.synthetic_seed is None:
+        return model
+    config = model.config
+    if config.get("architectures") != _QWEN3_COMMON["architectures"]:
+        raise ModelError(
+            f"synthetic weights are written for Qwen3 alone, not for {config.get('architectures')}; give a folder with "
+            "safetensors"
+        )
+    folder = workshop / f"synthetic-{dtype}-{model.synthetic_seed}"
+    if not (folder / "config.json").is_file():  # written last, so it says that the folder is whole
+        _write_checkpoint(folder, config, dtype, model.synthetic_seed)
+    return ChosenModel(model.spec, folder, None)
+
+
+def _write_checkpoint(folder: Path, config: dict[str, Any], dtype: str, seed: int) -> None:
+    import torch  # noqa: PLC0415  numpy has no bfloat16
+    from safetensors.torch import save_file  # noqa: PLC0415  only where a model is made
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kind: torch.dtype = getattr(torch, dtype)
+    tensors = {name: torch.from_numpy(values).to(kind) for name, values in _weights(config, seed)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(folder, vocabulary_size=TINY_CONFIG["vocab_size"], seed=seed)
+    _write_json(folder / "config.json", config | {"torch_dtype": dtype})
+
+
 # --- the tiny model -------------------------------------------------------------------------------------------------
 
 

@@ -339,6 +339,7 @@ def _record(outcome: WorkerResult | CodeMetrics, pending: Pending, run: Run, led
             "startup_s": outcome.startup_s,
             "measurements": outcome.measurements,
             "repeated": outcome.repeated,
+            "device_work": outcome.device_work,
         }
     )
     ledger.append(EntryKind.ATTEMPT, attempt)
@@ -427,6 +428,7 @@ def _worker_request(unit: UnitPlan, test: PlannedTest, run: Run, result_file: Pa
         workload=test.workload,
         measure_memory=test.test_id in run.memory_tests,
         repeat_last=test.repeat_last,
+        profile_devices=test.profile_devices,
         warmup_output_tokens=test.warmup_output_tokens,
         read_canary=run.plan.canary_limit is not None,
         run_dir=str(run.directory),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from touchstone.environment import usable_memory_bytes, usable_threads
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile, family_of
 from touchstone.records import SCHEMA_VERSION, AbsentArm, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
 from touchstone.running.models import TINY_SOURCE
+from touchstone.running.peers import options_of, why_no_device, why_no_peer, why_too_few, with_engines
 from touchstone.validity import canary_limit
 from touchstone.workload import derive_seed, of_arm, shuffled, with_extra_output
 
@@ -52,7 +53,8 @@ class Layout:
 # against the six of the one-GPU baseline by an interval for unequal samples.
 # A point of a sweep is one block a process, on engines that the test itself or the point before has warmed up already.
 _REPEATED, _PAIRED, _STEADY, _INSTRUMENT, _SCALING = "repeated", "paired", "steady", "instrument", "scaling"
-_POINT = "point"
+# Engines side by side are three processes each as well: their start-up, a minute for some, is most of the time.
+_POINT, _PEERS = "point", "peers"
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
@@ -61,18 +63,21 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=8, warmups=1),
         (Profile.SMOKE, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _POINT): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.SMOKE, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _REPEATED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _PAIRED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _INSTRUMENT): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _POINT): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.PAPER, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _STEADY): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=3, warmups=1),
         (Profile.PAPER, _POINT): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.PAPER, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
     }
 )
 UNIT_TIMEOUT_S: Mapping[Profile, int] = MappingProxyType({Profile.SMOKE: 300, Profile.QUICK: 900, Profile.PAPER: 1800})
@@ -94,11 +99,12 @@ _KV_MEMORY_SHARE = 0.8  # of device memory, for all KV pools and weights of one 
 
 @dataclass(frozen=True, slots=True)
 class Facilities:
-    """What the machine and the engine have, as far as tests ask for it."""
+    """What the machine and the engine have, as far as tests ask for it; `engines` are all of the run's by name."""
 
     device: str
     num_gpus: int
     capabilities: Capabilities
+    engines: Mapping[str, Capabilities] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,10 @@ REQUIREMENTS: Mapping[str, Requirement] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What the user asked for, with every default filled in. `only` empty means every test."""
+    """What the user asked for, with every default filled in. `only` empty means every test.
+
+    `peers` are further engines, for the tests that compare engines; `engine_options` holds options by engine.
+    """
 
     profile: Profile
     engine: str
@@ -152,6 +161,18 @@ class RunRequest:
     dtype: str
     seed: int
     only: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    engine_options: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """All engines of the run; the first one is measured by every test."""
+        return (self.engine, *self.peers)
+
+    @property
+    def own_options(self) -> dict[str, Scalar]:
+        """Options that the user gave the first engine."""
+        return dict(self.engine_options.get(self.engine, {}))
 
 
 def make_plan(
@@ -160,14 +181,19 @@ def make_plan(
     environment: Environment,
     model: ChosenModel,
     capabilities: Capabilities,
+    peers: Mapping[str, Capabilities] = MappingProxyType({}),
 ) -> RunPlan:
     """Lay out the whole run and hash it. The same arguments give the same plan on every machine of one kind.
 
-    A point of a sweep that has no workload in the profile is no part of the plan.
+    `capabilities` are those of the run's engine, `peers` those of the further ones by name. A point of a sweep that has
+    no workload in the profile is no part of the plan.
     """
     _check_request(request, experiments)
     request = _with_instrument(request, experiments)
-    facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities)
+    experiments = [with_engines(experiment, request.engines) for experiment in experiments]
+    engines = {request.engine: capabilities, **peers}
+    _check_options(request, engines)
+    facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities, engines)
     planned: list[tuple[PlannedTest, Design]] = []
     not_measured: list[NotMeasured] = []
     in_profile = [each for each in experiments if each.axis is None or request.profile in each.workload]
@@ -188,10 +214,11 @@ def make_plan(
         "profile": request.profile.value,
         "seed": request.seed,
         "engine": request.engine,
+        "peers": request.peers,
         "device": request.device,
         "dtype": request.dtype,
         "model": model.spec,
-        "engine_options": {},
+        "engine_options": request.own_options,
         "threads": _threads(environment.hardware, model),
         "canary_limit": canary_limit(request.profile.value, request.device),
         "telemetry_enforced": request.profile is Profile.PAPER,
@@ -214,6 +241,17 @@ def _check_request(request: RunRequest, experiments: Sequence[Experiment]) -> No
     known = [*(experiment.plan_id for experiment in experiments), CODE_TEST]
     if unknown := sorted(set(request.only) - set(known)):
         raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}")
+
+
+def _check_options(request: RunRequest, engines: Mapping[str, Capabilities]) -> None:
+    if twice := sorted({engine for engine in request.engines if request.engines.count(engine) > 1}):
+        raise PlanError(f"--engine names {', '.join(twice)} more than once; name each engine once")
+    for engine, options in request.engine_options.items():
+        if engine not in engines:
+            raise PlanError(f"--option is for {engine}, an engine that no --engine names; name it, or leave it away")
+        if unknown := sorted(set(options) - engines[engine].options):
+            known = ", ".join(sorted(engines[engine].options))
+            raise PlanError(f"engine {engine} has no option {', '.join(unknown)}; it has {known}")
 
 
 def _with_instrument(request: RunRequest, experiments: Sequence[Experiment]) -> RunRequest:
@@ -252,30 +290,47 @@ def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities
     for name, requirement in REQUIREMENTS.items():
         if name in experiment.requires and not requirement.is_met(facilities):
             return requirement.reason(facilities)
-    shared = set(experiment.engine_options.get(request.profile, {}))
-    if (reason := _why_no_option(shared, facilities)) is not None:
-        return reason
-    reasons = [_why_no_arm(arm, facilities) for arm in experiment.arms]
+    reasons = [_why_no_arm(arm, experiment, facilities) for arm in experiment.arms]
+    if experiment.compares_engines:
+        return why_too_few(reasons.count(None))
+    paired = experiment.design is Design.PAIRED_BLOCKS
+    shared = experiment.engine_options.get(request.profile, {})
     lacking = next((reason for reason in reasons if reason is not None), None)
-    return lacking if experiment.design is Design.PAIRED_BLOCKS or None not in reasons else None
+    return (
+        why_no_device(facilities.capabilities, request.device)
+        or (_ALONE if paired and facilities.capabilities.alone else None)
+        or _why_no_option(shared, facilities.capabilities)
+        or (lacking if paired or None not in reasons else None)
+    )
 
 
-def _why_no_arm(arm: Arm, facilities: Facilities) -> Bilingual | None:
-    """Say why an arm is not run, None when it is: too few GPUs, or an engine without its options."""
+_ALONE = Bilingual(
+    "a process can hold one such engine only, and this test alternates between engines in one process",
+    "一个进程只能容纳一个该引擎，而本测试需在同一进程内交替运行多个引擎",
+)
+
+
+def _why_no_arm(arm: Arm, experiment: Experiment, facilities: Facilities) -> Bilingual | None:
+    """Say why an arm is not run, None when it is: too few GPUs, or an engine that is not there or lacks its options."""
+    if arm.engine is not None:
+        return why_no_peer(arm, experiment, facilities.engines, facilities.device)
     if arm.num_gpus > max(facilities.num_gpus, 1):
         count = facilities.num_gpus
         return Bilingual(
             f"{arm.num_gpus} GPUs are needed, this machine has {count}",
             f"需要 {arm.num_gpus} 张 GPU，本机有 {count} 张",
         )
-    return _why_no_option(set(arm.options), facilities)
+    return _why_no_option(arm.options, facilities.capabilities)
 
 
-def _why_no_option(needed: set[str], facilities: Facilities) -> Bilingual | None:
-    if not (missing := sorted(needed - facilities.capabilities.options)):
-        return None
-    names = ", ".join(missing)
-    return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
+def _why_no_option(needed: Mapping[str, Scalar], capabilities: Capabilities) -> Bilingual | None:
+    if missing := sorted(set(needed) - capabilities.options):
+        names = ", ".join(missing)
+        return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
+    if refused := capabilities.refuses(needed):
+        only = ", ".join(f"{name} = {capabilities.fixed[name]}" for name in refused)
+        return Bilingual(f"this engine has {only} only", f"该引擎只有 {only} 一种设置")
+    return None
 
 
 # --- how often, with which options ----------------------------------------------------------------------------------
@@ -285,6 +340,8 @@ def layout_of(experiment: Experiment, profile: Profile) -> Layout:
     """Look up how often a test is measured in a profile."""
     if experiment.plan_id == INSTRUMENT_TEST:
         return LAYOUTS[profile, _INSTRUMENT]
+    if experiment.compares_engines:
+        return LAYOUTS[profile, _PEERS]
     if experiment.scaling is not None:
         return LAYOUTS[profile, _SCALING]
     if experiment.axis is not None:
@@ -307,8 +364,12 @@ def _plan_test(
     paired = experiment.design is Design.PAIRED_BLOCKS
     shared = dict(experiment.engine_options.get(request.profile, {}))
     sized = _sizes(family, request, hardware, config, len(arms) if paired else 1)
-    options = facilities.capabilities.options
-    shared |= {name: value for name, value in sized.items() if name in options and name not in shared}
+    if experiment.compares_engines:
+        arms, shared = _engine_arms(experiment, arms, sized | shared, request, facilities), {}
+    else:
+        options = facilities.capabilities.options
+        taken = request.own_options.keys() | shared.keys()
+        shared |= {name: value for name, value in sized.items() if name in options and name not in taken}
     return PlannedTest(
         test_id=experiment.plan_id,
         engine=request.engine,
@@ -329,7 +390,9 @@ def _plan_test(
         margin=experiment.margins[request.profile] if paired else None,
         repeat_last=experiment.repeat_last,
         absent_arms=absent,
+        warmup_output_tokens=experiment.warmup_output_tokens,
         prompts_of=experiment.scaling.baseline_test if experiment.scaling is not None else None,
+        profile_devices=experiment.profile_devices,
         axis=experiment.axis,
     )
 
@@ -360,10 +423,28 @@ def _arms(
     experiment: Experiment, profile: Profile, facilities: Facilities
 ) -> tuple[tuple[ArmSpec, ...], tuple[AbsentArm, ...]]:
     """Part the declared arms into those that are run and those that cannot be, with the reason."""
-    specs = [(_arm_spec(arm, profile), _why_no_arm(arm, facilities)) for arm in experiment.arms]
+    specs = [(_arm_spec(arm, profile), _why_no_arm(arm, experiment, facilities)) for arm in experiment.arms]
     present = tuple(spec for spec, reason in specs if reason is None)
     absent = (AbsentArm(arm=spec, reason=why.en, reason_zh=why.zh) for spec, why in specs if why is not None)
     return present, tuple(absent)
+
+
+def _engine_arms(
+    experiment: Experiment,
+    specs: Sequence[ArmSpec],
+    shared: Mapping[str, Scalar],
+    request: RunRequest,
+    facilities: Facilities,
+) -> tuple[ArmSpec, ...]:
+    """Give each engine the options that it runs with, complete."""
+    declared = {arm.name: arm for arm in experiment.arms}
+    complete = []
+    for spec in specs:
+        engine = spec.engine or request.engine
+        asked = request.engine_options.get(engine, {})
+        options = options_of(declared[spec.name], facilities.engines[engine], shared, asked)
+        complete.append(spec.model_copy(update={"options": options}))
+    return tuple(complete)
 
 
 def _arm_spec(arm: Arm, profile: Profile) -> ArmSpec:
@@ -372,6 +453,7 @@ def _arm_spec(arm: Arm, profile: Profile) -> ArmSpec:
         options=dict(arm.options),
         extra_output=arm.extra_output,
         num_gpus=arm.num_gpus,
+        engine=arm.engine,
         num_requests=None if arm.requests_per_gpu is None else arm.requests_per_gpu[profile] * arm.num_gpus,
     )
 
@@ -513,7 +595,10 @@ def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tu
         for test, design in planned
         for unit in _units_of(test, design, seed, shares=members[family_of(test.test_id)] > 1)
     ]
-    engines = {test.test_id: canonical_json(test.engine_options) for test, _ in planned}
+    engines = {
+        test.test_id: canonical_json([test.engine_options, [arm.options for arm in test.arms if arm.engine]])
+        for test, _ in planned
+    }
     ordered: list[UnitPlan] = []
     for process in range(max((test.num_processes for test, _ in planned), default=0)):
         started: dict[str, list[UnitPlan]] = {}

@@ -15,22 +15,32 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from touchstone.canonical import StorageError, atomic_write, canonical_json
 from touchstone.clock import now_ns, seconds_since, utc_now
 from touchstone.engines.base import EngineError, EngineSpec
 from touchstone.engines.registry import build_engine
-from touchstone.records import ArmSpec, Canary, EngineFacts, Measurement, Record, Scalar, UnitPlan, WorkloadSpec
+from touchstone.records import (
+    ArmSpec,
+    Canary,
+    DeviceWork,
+    EngineFacts,
+    Measurement,
+    Record,
+    Scalar,
+    UnitPlan,
+    WorkloadSpec,
+)
 from touchstone.telemetry import TelemetrySampler
 from touchstone.trace import store_trace, what_is_wrong
-from touchstone.workload import all_at_once, at_rate, build, derive_seed, of_arm
+from touchstone.workload import all_at_once, at_rate, build, derive_seed, of_arm, with_short_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from touchstone.canary import MachineCanaries
-    from touchstone.engines.base import Engine, GenerationRequest
+    from touchstone.engines.base import Engine, GenerationRequest, ProfilingEngine
 
 STORAGE_FAILED = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +61,8 @@ class WorkerRequest(Record):
     workload: WorkloadSpec
     measure_memory: bool
     repeat_last: bool = False
+    profile_devices: bool = False
+    warmup_output_tokens: int | None = None
     read_canary: bool = True
     run_dir: str
     result_file: str
@@ -71,6 +83,7 @@ class WorkerResult(Record):
     measurements: tuple[Measurement, ...]
     reason: str | None
     repeated: Measurement | None = None
+    device_work: tuple[DeviceWork, ...] | None = None
 
 
 def main() -> None:
@@ -123,6 +136,7 @@ def run_unit(request: WorkerRequest, engines: Engines, canaries: MachineCanaries
         measurements=measurements,
         reason=bench.reason,
         repeated=repeated,
+        device_work=_device_work(request, by_arm) if request.profile_devices else None,
     )
 
 
@@ -173,12 +187,12 @@ def schedule(unit: UnitPlan) -> Iterator[tuple[int, int, str]]:
 
 def _spec(request: WorkerRequest, arm: ArmSpec) -> EngineSpec:
     return EngineSpec(
-        engine=request.engine,
+        engine=arm.engine or request.engine,
         model=request.model_folder,
         device=request.device,
         dtype=request.dtype,
         synthetic_seed=request.synthetic_seed,
-        options=request.options | arm.options,
+        options=arm.options if arm.engine else request.options | arm.options,
     )
 
 
@@ -187,11 +201,22 @@ def _warm_up(request: WorkerRequest, engines: Mapping[str, Engine]) -> None:
 
     A load warms up all at once, which is the shortest way through the same work.
     """
+    workload = with_short_output(all_at_once(request.workload), request.warmup_output_tokens)
     for index in range(request.unit.num_warmups):
         for arm, engine in engines.items():
             seed = derive_seed(request.unit.seed, "warm-up", index)
-            prompts = _prompts(request, all_at_once(request.workload), arm, engine, seed)
+            prompts = _prompts(request, workload, arm, engine, seed)
             engine.generate(prompts, concurrency=request.workload.concurrency)
+
+
+def _device_work(request: WorkerRequest, engines: Mapping[str, Engine]) -> tuple[DeviceWork, ...] | None:
+    """Run prompts that were never timed once more under a profiler, on the engine of the unit's only arm."""
+    ((arm, engine),) = engines.items()
+    if not engine.capabilities.profiles_devices:
+        return None
+    seed = derive_seed(request.unit.seed, "profile")
+    prompts = _prompts(request, all_at_once(request.workload), arm, engine, seed)
+    return cast("ProfilingEngine", engine).profile(prompts, concurrency=request.workload.concurrency)
 
 
 def _settle_garbage() -> None:
