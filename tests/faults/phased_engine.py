@@ -3,7 +3,7 @@
 PHASE   environment, build, warm-up, timed or reporting; MARKER is the file that is written when it is reached
 FAULT   kill: the process kills itself; linger: it waits to be killed; fill: it takes all the room on the disk of the
         run's folder, and MARKER names the file that holds it; clock: every later reading of the wall clock is an hour
-        earlier than the one before
+        earlier than the one before; raise: an error whose message is the environment's MESSAGE
 """
 
 import os
@@ -37,6 +37,8 @@ def reach(phase):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "linger":
         time.sleep(300)
+    if fault == "raise":
+        raise RuntimeError(os.environ["MESSAGE"])
     if fault == "clock":
         clock.datetime = SteppingBack
 

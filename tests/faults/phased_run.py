@@ -24,14 +24,14 @@ HERE = Path(__file__).parent
 EXPERIMENTS = {"2.1": replace(experiment("2.1", paired=True), measures=(Measure("total_time", key=True),))}
 
 
-def make_run(directory, *, processes=1, **changes):
+def make_run(directory, *, processes=1, cpu_model="a processor", **changes):
     """Plan a few processes of two arms, without a canary: loading torch takes longer than the test."""
     folder = directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_bytes(canonical_json(TINY_CONFIG))
     model = ChosenModel(ModelSpec(source="made on the spot", weights="synthetic", note=None), folder, None)
     request = RunRequest(Profile.QUICK, engine="phased_engine", device="cpu", dtype="float32", seed=0, only=("2.1",))
-    here = environment()
+    here = environment(cpu_model=cpu_model)
     made = make_plan(request, list(EXPERIMENTS.values()), here, model, load_adapter("phased_engine").capabilities())
     content = made.model_dump(mode="json", exclude={"plan_sha256"}) | {"canary_limit": None} | changes
     content["units"] = content["units"][:processes]
