@@ -39,4 +39,5 @@ EXPERIMENT = Experiment(
     ),
     requires=frozenset({"GPU"}),
     measure_memory=True,
+    profile_devices=True,
 )

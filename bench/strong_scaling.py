@@ -43,6 +43,7 @@ EXPERIMENT = Experiment(
     ),
     requires=frozenset({"GPU", "several GPUs"}),
     measure_memory=True,
+    profile_devices=True,
     scaling=Scaling(
         Law.STRONG,
         (

@@ -73,6 +73,7 @@ EXPERIMENT = Experiment(
     ),
     requires=frozenset({"GPU", "several GPUs"}),
     measure_memory=True,
+    profile_devices=True,
     scaling=Scaling(
         Law.WEAK,
         (

@@ -29,16 +29,18 @@ class Region:
 
 
 @contextmanager
-def timed_region(device: str) -> Iterator[Region]:
-    """Time the work inside, with the device idle at both readings.
+def timed_region(*devices: str) -> Iterator[Region]:
+    """Time the work inside, with all its devices idle at both readings.
 
     Without the first wait, work launched earlier would be charged to this region; without the second, work launched
     here would not be.
     """
-    synchronize(device)
+    for device in devices:
+        synchronize(device)
     region = Region(begin_ns=now_ns())
     yield region
-    synchronize(device)
+    for device in devices:
+        synchronize(device)
     region.end_ns = now_ns()
 
 

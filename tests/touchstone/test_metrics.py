@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from touchstone.analysis import samples
 from touchstone.analysis.formulas import RunFacts
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY, SAMPLES
 from touchstone.analysis.quantities import NotAvailable, Quantity, Unit, UnitError
-from touchstone.records import StepTrace
+from touchstone.records import DeviceWork, StepTrace
 
 
 def value(metric, facts):
@@ -224,15 +225,14 @@ def test_of_several_devices_the_smallest_pool_and_the_fullest_device_are_told():
     assert value("peak_memory_per_device", facts) == 9.0
 
 
-def test_the_share_of_collectives_is_told_only_where_every_step_tells_it():
-    steps = [
-        step.model_copy(update={"device_ns": 8 * MS, "communication_ns": 2 * MS}) for step in FACTS.trace.steps or ()
-    ]
-    told = FACTS.trace.model_copy(update={"steps": tuple(steps)})
-    assert value("communication_share", RunFacts(told)) == 25.0
-    steps[0] = steps[0].model_copy(update={"communication_ns": None})
-    silent = FACTS.trace.model_copy(update={"steps": tuple(steps)})
-    assert "collectives" in reason("communication_share", RunFacts(silent))
+def test_the_share_of_collectives_is_that_of_all_devices_together():
+    work = tuple(
+        DeviceWork(device=f"cuda:{rank}", span_ns=span * MS, busy_ns=span * MS, communication_ns=spent * MS)
+        for rank, span, spent in ((0, 6, 1), (1, 10, 3))
+    )
+    assert value("communication_share", replace(FACTS, device_work=work)) == 25.0
+    for silent in (None, ()):
+        assert "collectives" in reason("communication_share", replace(FACTS, device_work=silent))
 
 
 def test_replicas_that_work_at_the_same_time_share_the_clock():

@@ -15,7 +15,7 @@ import numpy as np
 from touchstone.analysis import prediction, samples
 from touchstone.analysis.quantities import Measured, NotAvailable, Quantity, Unit
 from touchstone.experiment import Bilingual
-from touchstone.records import EngineFacts, GraphCapture, MemoryParts, RequestTrace, Telemetry, Trace
+from touchstone.records import DeviceWork, EngineFacts, GraphCapture, MemoryParts, RequestTrace, Telemetry, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,10 @@ Draw: TypeAlias = Callable[[Trace], Sequence[float] | samples.Nanoseconds | NotA
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What one timed run left behind; `graphs` is what capturing them cost the arm's engine."""
+    """What one timed run left behind; `graphs` is what capturing them cost the arm's engine.
+
+    `device_work` is of the one profiled run of the same process.
+    """
 
     trace: Trace
     memory: MemoryParts | None = None
@@ -42,6 +45,7 @@ class RunFacts:
     telemetry: Telemetry | None = None
     asked: Asked | None = None
     graphs: GraphCapture | None = None
+    device_work: tuple[DeviceWork, ...] | None = None
 
 
 def sample_ms(draw: Draw, trace: Trace) -> Milliseconds | NotAvailable:
@@ -225,16 +229,14 @@ def device_idle_share(facts: RunFacts) -> Measured:
 
 
 def communication_share(facts: RunFacts) -> Measured:
-    """Share of the device's step time that its collectives take, in per cent, over all steps."""
-    steps = facts.trace.steps or ()
-    told = [(step.communication_ns, step.device_ns) for step in steps]
-    known = [(part, whole) for part, whole in told if part is not None and whole is not None]
-    total = sum(whole for _, whole in known)
-    if len(known) < len(steps) or total == 0:
+    """Share of the devices' time that their collectives take, in per cent, from the process's one profiled run."""
+    work = facts.device_work or ()
+    spans = sum(device.span_ns for device in work)
+    if spans == 0:
         return NO_COMMUNICATION
-    part = sum(part for part, _ in known)
-    terms = {r"\sum k_j": part / NS_PER_MS, r"\sum g_j": total / NS_PER_MS}
-    return Quantity(100 * part / total, Unit.PERCENT, len(known), terms)
+    spent = sum(device.communication_ns for device in work)
+    terms = {r"\sum k_i": spent / NS_PER_MS, r"\sum w_i": spans / NS_PER_MS}
+    return Quantity(100 * spent / spans, Unit.PERCENT, len(work), terms)
 
 
 NO_LAUNCH = NotAvailable(
@@ -332,11 +334,28 @@ def predicted_cached_tokens(facts: RunFacts) -> Measured:
         return NO_PREDICTION
     if facts.engine is None or not facts.engine.shares_at_admission:
         return NO_PREDICTION
+    if _may_evict(facts, size):
+        return EVICTING
     blocks = 0
     if asked.options.get("prefix_cache") is not False:
         prompts = prediction.prompts_of(asked.workload, vocabulary, asked.seed)
         blocks = sum(prediction.hit_blocks(prompts, order, size))
     return Quantity(blocks * size, Unit.TOKENS, terms={"b": size, r"\sum h_i": blocks})
+
+
+EVICTING = NotAvailable(
+    Bilingual(
+        "the KV pool does not hold all requests at once, so that what is found depends on what was evicted",
+        "KV 缓存池放不下全部请求，命中情况取决于淘汰次序",
+    )
+)
+
+
+def _may_evict(facts: RunFacts, size: int) -> bool:
+    """Whether a block of this run could be lost before another request of it looks for it."""
+    pool = pool_blocks(facts)
+    wanted = sum(-(-(request.prompt_tokens + len(request.emissions)) // size) for request in facts.trace.requests)
+    return any(request.preemptions for request in facts.trace.requests) or (pool is not None and wanted > pool)
 
 
 def cached_tokens_bound(facts: RunFacts) -> Measured:
@@ -390,9 +409,11 @@ def kv_pool_per_device(parts: MemoryParts) -> int:
     return min((device.kv_pool_bytes for device in parts.devices), default=parts.kv_pool_bytes)
 
 
-def peak_per_device(parts: MemoryParts) -> int:
-    """Bytes at the peak of the fullest device."""
-    return max((device.total_peak_bytes for device in parts.devices), default=parts.device_total_peak_bytes)
+def peak_per_device(parts: MemoryParts) -> int | None:
+    """Bytes at the peak of the fullest device; None where one does not tell."""
+    totals = [device.total_peak_bytes for device in parts.devices] or [parts.device_total_peak_bytes]
+    known = [total for total in totals if total is not None]
+    return max(known) if len(known) == len(totals) else None
 
 
 def memory_part(part: Callable[[MemoryParts], int | None], facts: RunFacts) -> Measured:

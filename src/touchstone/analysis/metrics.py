@@ -400,10 +400,12 @@ _RUN_METRICS = (
         "communication_share",
         Unit.PERCENT,
         Bilingual("share of the device's time in collectives", "集合通信占设备时间的比例"),
-        r"100 \cdot \frac{\sum k_j}{\sum g_j}",
+        r"100 \cdot \frac{\sum k_i}{\sum w_i}",
         Bilingual(
-            "device events around the collectives, over the device time of all steps",
-            "集合通信前后的设备事件计时，除以全部步的设备时间",
+            "one profiled run of other prompts after the timed ones: kernels of the collectives, waiting for other "
+            "devices included, over the time from each device's first kernel to its last",
+            "计时运行之后用其他提示再作一次剖析运行：集合通信核函数的时间（含等待其他设备），"
+            "除以各设备从首个核函数至最后一个的时间",
         ),
         Better.LOWER,
         formulas.communication_share,

@@ -180,6 +180,7 @@ def _load_runs(run_dir: Path, test: PlannedTest, attempt: Attempt) -> tuple[Run,
                 measurement.telemetry,
                 _asked(test, measurement),
                 measurement.graphs,
+                attempt.device_work,
             ),
             canary=measurement.canary,
         )

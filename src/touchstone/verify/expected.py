@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.experiment import INSTRUMENT_TEST, Design
@@ -104,6 +104,7 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
 def _runs(evidence: Evidence, attempt: Json, planned: Json) -> Iterator[TimedRun]:
     for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
         facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"], planned)
+        facts = replace(facts, device_work=attempt.get("device_work"))
         settings = {} if attempt["engine"] is None else attempt["engine"]["settings"]
         yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings, attempt["engine"])
 

@@ -42,7 +42,6 @@ class Steps:
     replicas: int
     own: Integers
     device: Integers | None
-    communication: Integers | None
     graph: np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -80,6 +79,7 @@ class Observation:
     asked: Integers
     graphs: Json | None = None
     sharing: Sharing | None = None
+    device_work: list[Json] | None = None
 
     @property
     def complete(self) -> bool:
@@ -170,7 +170,6 @@ def _steps(steps: list[Json]) -> Steps:
         busy_until[own[1:]] = np.maximum.accumulate(end[own])[:-1]
     launched = _told(steps, "launched_ns")
     device = _told(steps, "device_ns")
-    communication = _told([{"communication_ns": None} | step for step in steps], "communication_ns")
     return Steps(
         kind=np.array([step["kind"] for step in steps], dtype=np.str_)[order],
         prefill=_column([step["prefill_tokens"] for step in steps])[order],
@@ -179,7 +178,6 @@ def _steps(steps: list[Json]) -> Steps:
         replicas=max(1, len(np.unique(rank))),
         own=np.maximum(0, end - np.maximum(begin, busy_until)),
         device=None if device is None else device[order],
-        communication=None if communication is None else communication[order],
         graph=np.array([step["graph"] for step in steps], dtype=bool)[order],
     )
 
@@ -324,19 +322,23 @@ def _idle(run: Observation) -> Value | None:
 
 
 def _communication(run: Observation) -> Value | None:
-    """Device time of the collectives over device time of all steps; the whole of it must be told."""
-    steps = run.steps
-    if steps is None or steps.device is None or steps.communication is None or not steps.device.sum():
+    """Device time of the collectives over the time that the devices worked, of the process's profiled run."""
+    work = run.device_work or []
+    whole = sum(device["span_ns"] for device in work)
+    if not whole:
         return None
-    spent, whole = int(steps.communication.sum()), int(steps.device.sum())
-    return Value(spent / whole * 100, len(steps.device), {r"\sum k_j": spent / 1e6, r"\sum g_j": whole / 1e6})
+    spent = sum(device["communication_ns"] for device in work)
+    return Value(spent / whole * 100, len(work), {r"\sum k_i": spent / 1e6, r"\sum w_i": whole / 1e6})
 
 
 def _of_devices(run: Observation, part: str, pick: Callable[[list[int]], int], alone: str) -> Value | None:
     """One number out of those of the engine's devices; an engine of one device tells its total alone."""
     if run.memory is None:
         return None
-    size = pick([device[part] for device in run.memory.get("devices") or [{part: run.memory[alone]}]])
+    sizes = [device[part] for device in run.memory.get("devices") or [{part: run.memory[alone]}]]
+    if None in sizes:
+        return None
+    size = pick(sizes)
     return Value(size / 1e9, None, {"M": size})
 
 
@@ -356,6 +358,10 @@ def _predicted(run: Observation) -> Value | None:
     told = run.sharing
     if told is None or told.size is None or told.vocabulary is None or run.scheduled is None:
         return None
+    blocks = int((-(-(run.prompt + run.output) // told.size)).sum())
+    again = run.preemptions is not None and bool(run.preemptions.any())
+    if again or (run.pool_blocks is not None and blocks > run.pool_blocks):
+        return None  # what is found depends on what was evicted
     tokens = 0
     if told.cache:
         tokens = predicted_tokens(
