@@ -71,8 +71,13 @@ LIES: tuple[Lie, ...] = (
             "littles_law",
             "window_inside_timed_region",
             "cache_hits_within_bound",
+            "cache_hits_as_predicted",
             "prefix_cache_off_hits_nothing",
         ),
+    ),
+    Lie(
+        Bilingual("an arm that is not what its name says", "实验组名不副实"),
+        ("graphs_as_asked", "prefix_cache_off_hits_nothing", "arrivals_as_drawn"),
     ),
     Lie(Bilingual("scaling too good", "扩展效率好得不真实"), ("scaling_within_ideal",)),
     Lie(Bilingual("cached results", "返回缓存的结果"), ("repeated_prompts_not_faster", "prompts_never_repeat")),
@@ -82,7 +87,7 @@ LIES: tuple[Lie, ...] = (
     ),
     Lie(
         Bilingual("one arm measured long after the other", "一组远晚于另一组测量"),
-        ("arms_interleaved", "same_work", "placebo_equivalent", "control_detected"),
+        ("arms_interleaved", "same_work", "passes_agree", "placebo_equivalent", "control_detected"),
     ),
     Lie(
         Bilingual("quoted or typed-in numbers", "引用或手填的数字"),
@@ -111,6 +116,7 @@ REFUSES_TIMES = frozenset(
         "scaling_within_ideal",
         "repeated_prompts_not_faster",
         "arms_interleaved",
+        "arrivals_as_drawn",
     }
 )
 REFUSES_MEMORY = frozenset({"memory_parts_close", "memory_peak_holds_parts"})
@@ -120,6 +126,8 @@ REFUSES_ALL = frozenset(
         "distinct_tokens",
         "one_environment_one_plan",
         "cache_hits_within_bound",
+        "cache_hits_as_predicted",
+        "graphs_as_asked",
         "prefix_cache_off_hits_nothing",
         "prompts_never_repeat",
     }

@@ -8,8 +8,8 @@ import pytest
 
 from tests.touchstone.factories import MS, FakeRun, make_engine, make_memory, make_trace, make_workload
 from tests.touchstone.machine_samples import QWEN3_0_6B, RTX_3090
+from touchstone.analysis import arm_checks, plausibility
 from touchstone.analysis import checks as checks_module
-from touchstone.analysis import plausibility
 from touchstone.analysis.plausibility import LIES, why_void
 from touchstone.analysis.results import derive_results
 from touchstone.experiment import Arm, Bilingual, Experiment, Measure, Profile, load_experiments
@@ -42,6 +42,7 @@ def test_every_row_of_the_table_is_caught_by_something_that_exists():
         for check in lie.checks:
             text = checks_module.__loader__.get_source(checks_module.__name__)
             text += plausibility.__loader__.get_source(plausibility.__name__)
+            text += arm_checks.__loader__.get_source(arm_checks.__name__)
             assert text.count(f'"{check}"') >= 1, check
         for name in lie.functions:
             module, _, function = name.rpartition(".")
