@@ -201,7 +201,10 @@ class LLM:
         return request.request_id
 
     def step(self) -> list[RequestOutput]:
-        """Compute one step and return the requests that it finished; their text is `decode`'s to make."""
+        """Compute one step and return the requests that it finished; their text is `decode`'s to make.
+
+        An error or an interrupt in a step ends all requests; new ones may be added afterwards.
+        """
         return self._engine.step()
 
     def cancel(self, request_id: int) -> RequestOutput | None:
@@ -235,7 +238,7 @@ class LLM:
         if isinstance(prompt, str):
             return self.encode(prompt)
         try:
-            return array("q", prompt).tolist()  # refuses what is no integer, in a tenth of the time of `int` on each
+            return array("q", prompt)  # refuses what is no integer, in a tenth of the time of `int` on each
         except (TypeError, OverflowError):
             raise RequestError(f"a prompt is {prompt!r}; give a text or a list of token ids") from None
 
