@@ -15,6 +15,7 @@ import psutil
 import pynvml
 
 from touchstone.canonical import canonical_json, sha256_hex
+from touchstone.clock_use import clock_use
 from touchstone.records import Environment, Gpu, Hardware, Software, Source
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def capture_source(repository: Path, *, output: Path | None = None) -> Source:
     lock_sha256 = _lock_sha256(repository)
     commit = _git(repository, "rev-parse", "HEAD")
     if commit is None:
-        return Source(commit=None, dirty=None, diff_sha256=None, lock_sha256=lock_sha256)
+        return Source(commit=None, dirty=None, diff_sha256=None, lock_sha256=lock_sha256, clock=clock_use())
     scope = _scope(repository, output)
     changes = (_git(repository, "diff", "HEAD", *scope) or b"") + b"".join(_untracked(repository, scope))
     return Source(
@@ -285,6 +286,7 @@ def capture_source(repository: Path, *, output: Path | None = None) -> Source:
         dirty=bool(changes),
         diff_sha256=sha256_hex(changes) if changes else None,
         lock_sha256=lock_sha256,
+        clock=clock_use(),
     )
 
 

@@ -60,6 +60,14 @@ class Software(Record):
     packages: dict[str, str]
 
 
+class ClockUse(Record):
+    """Which source files of the instrument read a clock or wait for a device, by their own statements."""
+
+    num_files: int = Field(description="files searched")
+    readers: tuple[str, ...] = Field(description="those that do, relative to the package")
+    unreadable: tuple[str, ...] = Field(description="files that are no Python")
+
+
 class Source(Record):
     """Which code ran."""
 
@@ -67,6 +75,7 @@ class Source(Record):
     dirty: bool | None
     diff_sha256: Sha256 | None = Field(description="hash of the uncommitted changes; None on a clean tree")
     lock_sha256: Sha256 | None = Field(description="hash of the pinned requirement files, concatenated in name order")
+    clock: ClockUse | None = Field(default=None, description="None in runs from before it was recorded")
 
 
 class Environment(Record):

@@ -13,6 +13,7 @@ from touchstone.records import (
     Attempt,
     Canary,
     CanaryReading,
+    ClockUse,
     CodeMetrics,
     EngineFacts,
     EntryKind,
@@ -106,7 +107,13 @@ def sample_environment() -> Environment:
     )
     packages = {"torch": "2.13.0", "numpy": "2.4.6"}
     software = Software(os="Linux", kernel="6.1", python="3.12.3", driver="570.124.04", cuda="12.8", packages=packages)
-    source = Source(commit="0" * 40, dirty=True, diff_sha256=sha256_hex(b"diff"), lock_sha256=sha256_hex(b"lock"))
+    source = Source(
+        commit="0" * 40,
+        dirty=True,
+        diff_sha256=sha256_hex(b"diff"),
+        lock_sha256=sha256_hex(b"lock"),
+        clock=ClockUse(num_files=123, readers=("clock.py",), unreadable=()),
+    )
     parts = {
         name: part.model_dump(mode="json")
         for name, part in {"hardware": hardware, "software": software, "source": source}.items()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.touchstone.report_sample import write_sample_run
-from touchstone.records import Verdict
-from touchstone.reporting.checklist import PACKAGE, checklist
+from touchstone.records import ClockUse, Verdict
+from touchstone.reporting.checklist import checklist
 from touchstone.reporting.markdown import TEMPLATES, Glossary, markdown_environment
 from touchstone.reporting.run_folder import Run, load_run
 
@@ -23,8 +23,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return load_run(folder, write_sample_run(folder))
 
 
-def ticks(run: Run, templates: Path = TEMPLATES, sources: Path = PACKAGE) -> dict[str, bool]:
-    items = checklist(run, {}, markdown_environment("en", GLOSSARY, templates), sources)
+def ticks(run: Run, templates: Path = TEMPLATES) -> dict[str, bool]:
+    items = checklist(run, {}, markdown_environment("en", GLOSSARY, templates))
     return {item.key: item.ticked for item in items}
 
 
@@ -63,24 +63,25 @@ def test_no_measured_comparison_leaves_paired_unticked(run):
     assert not ticks(dataclasses.replace(run, attempts=others))["paired"]
 
 
+def measured_with(run: Run, clock: ClockUse | None) -> Run:
+    source = run.environment.source.model_copy(update={"clock": clock})
+    return dataclasses.replace(run, environment=run.environment.model_copy(update={"source": source}))
+
+
 @pytest.mark.parametrize(
-    "line",
+    "clock",
     [
-        "import time\nt = time.perf_counter()",
-        "from time import perf_counter_ns",
-        "import torch\ntorch.cuda.synchronize()",
+        ClockUse(num_files=9, readers=("clock.py", "other.py"), unreadable=()),
+        ClockUse(num_files=9, readers=(), unreadable=()),
+        ClockUse(num_files=9, readers=("clock.py",), unreadable=("broken.py",)),
+        None,
     ],
+    ids=["a second clock", "no clock module", "a file that was not searched", "not recorded"],
 )
-def test_a_second_clock_unticks_synchronized(run, tmp_path, line):
-    (tmp_path / "clock.py").write_text("import time\nnow = time.perf_counter_ns\n")
-    assert ticks(run, sources=tmp_path)["synchronized"]
-    (tmp_path / "other.py").write_text(line)
-    assert not ticks(run, sources=tmp_path)["synchronized"]
-
-
-def test_no_clock_module_leaves_synchronized_unticked(run, tmp_path):
-    (tmp_path / "other.py").write_text("x = 1\n")
-    assert not ticks(run, sources=tmp_path)["synchronized"]
+def test_what_was_recorded_of_clocks_unticks_synchronized(run, clock):
+    alone = ClockUse(num_files=9, readers=("clock.py",), unreadable=())
+    assert ticks(measured_with(run, alone))["synchronized"]
+    assert not ticks(measured_with(run, clock))["synchronized"]
 
 
 def test_only_settled_key_numbers_tick_repeated(run):

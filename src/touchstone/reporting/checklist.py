@@ -1,12 +1,11 @@
-"""The plan's checklist: every tick is decided here from the ledger, the results and the source, never by hand."""
+"""The plan's checklist: every tick is decided here from the ledger, the results and the templates, never by hand."""
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from touchstone.clock_use import CLOCK_MODULE
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual
 from touchstone.records import Verdict
 from touchstone.reporting.lint import template_digit_faults
@@ -17,13 +16,10 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment as JinjaEnvironment
 
-    from touchstone.records import Attempt, Measurement, Result
+    from touchstone.records import Attempt, ClockUse, Measurement, Result
     from touchstone.reporting.numbers import NumberView
     from touchstone.reporting.run_folder import Run
 
-PACKAGE = Path(__file__).resolve().parents[1]
-CLOCK_MODULE = "clock.py"
-CLOCK_NAMES = frozenset({"perf_counter", "perf_counter_ns", "synchronize"})
 SETTLED = frozenset({Verdict.STABLE, Verdict.EXACT})
 
 
@@ -36,9 +32,7 @@ class Tick:
     detail: Bilingual
 
 
-def checklist(
-    run: Run, numbers: Mapping[str, Sequence[NumberView]], templates: JinjaEnvironment, sources: Path = PACKAGE
-) -> tuple[Tick, ...]:
+def checklist(run: Run, numbers: Mapping[str, Sequence[NumberView]], templates: JinjaEnvironment) -> tuple[Tick, ...]:
     """Decide all items, in the plan's order. `numbers` holds what the report shows, by test id."""
     return (
         _same_hardware(run),
@@ -46,7 +40,7 @@ def checklist(
         _verifiable(run),
         _no_external_data(templates),
         _paired(run),
-        _synchronized(sources),
+        _synchronized(run.environment.source.clock),
         _repeated(run.results),
     )
 
@@ -152,30 +146,25 @@ def _runs_of_arms(attempts: Iterable[Attempt], test_id: str, arms: Iterable[str]
     return counts
 
 
-def _synchronized(sources: Path) -> Tick:
-    files = sorted(sources.rglob("*.py"))
-    clock = [file for file in files if file.name == CLOCK_MODULE and CLOCK_NAMES & set(_names(file))]
-    others = [file for file in files if file.name != CLOCK_MODULE and CLOCK_NAMES & set(_names(file))]
-    places = ", ".join(str(file.relative_to(sources)) for file in others)
+def _synchronized(clock: ClockUse | None) -> Tick:
+    """Decide from what was recorded of the code that measured; nothing is known of a run that recorded nothing."""
+    if clock is None:
+        detail = Bilingual("not recorded when this run was measured", "本次运行测量时没有记录")
+        return Tick("synchronized", ticked=False, detail=detail)
+    others = [file for file in clock.readers if file != CLOCK_MODULE]
+    unread = [*others, *clock.unreadable]
+    places = ", ".join(f"`{file}`" for file in unread)
     return Tick(
         "synchronized",
-        len(clock) == 1 and not others,
+        CLOCK_MODULE in clock.readers and not unread,
         Bilingual(
-            f"{len(files)} source files searched; outside {CLOCK_MODULE}, {len(others)} read the clock or synchronize"
+            f"{clock.num_files} source files searched, as they were when this run was measured; outside "
+            f"`{CLOCK_MODULE}` {len(others)} read the clock or synchronize; {len(clock.unreadable)} were no Python"
             + (f": {places}" if places else ""),
-            f"检查 {len(files)} 个源文件；{CLOCK_MODULE} 之外有 {len(others)} 个读取时钟或同步设备"
-            + (f"：{places}" if places else ""),
+            f"检查测量时的 {clock.num_files} 个源文件；`{CLOCK_MODULE}` 之外有 {len(others)} 个读取时钟或同步设备，"
+            f"{len(clock.unreadable)} 个无法检查" + (f"：{places}" if places else ""),
         ),
     )
-
-
-def _names(file: Path) -> Iterator[str]:
-    """Names that a source file calls as attributes of `time` or `torch.cuda`, or imports from them."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"time", "torch.cuda"}:
-            yield node.attr
-        elif isinstance(node, ast.ImportFrom) and node.module in {"time", "torch.cuda"}:
-            yield from (alias.name for alias in node.names)
 
 
 def _repeated(results: Sequence[Result]) -> Tick:

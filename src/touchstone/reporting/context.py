@@ -27,6 +27,7 @@ from touchstone.reporting.setting import (
 )
 from touchstone.reporting.sweeps import PaybackRow, SweepView, payback_rows, sweep_views
 from touchstone.reporting.values import Amount, Code, Row
+from touchstone.reporting.wording import wording_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -152,6 +153,7 @@ def _provenance(run: Run) -> dict[str, object]:
         "plan_hash": Code(run.plan.plan_sha256),
         "fingerprint": Code(run.environment.fingerprint),
         "lock_hash": Code(source.lock_sha256 or ""),
+        "wording_hash": Code(wording_sha256()),
         "schema_version": Code(run.plan.schema_version),
         "num_entries": len(run.entries),
         "num_attempts": len(run.attempts),

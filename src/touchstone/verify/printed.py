@@ -55,8 +55,10 @@ LIMITS = frozenset({"5", "2.5", "95.0", "95", "6", "3", "20"})
 _TEST = re.compile(r"^### \S+ (\d+\.\d+)[:：]")
 _METRIC = re.compile(r"^#### (.*?) `(\w+)`$")
 _LABEL = re.compile(r"^\*\*([^*]+)\*\*(?::|：)")
+_WHERE = re.compile(r"- (\d+\.\d+) [^*]*?(?:: |：)(\*\*.*)")
 _BORDER = re.compile(r"(?<!\\)\|")
 _CODE = re.compile(r"`([^`]+)`")
+_HASH = re.compile(r"`[0-9a-f]{64}`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,8 +416,17 @@ class _Checker:
             yield from self._explained(place, self._example_numbers(place))
         elif place.chapter == "summary" and "`ledger.jsonl`" in text:
             yield from self._counts(text)
+        elif place.chapter == "provenance" and cells(text)[:1] == [self._words["wording_hash"]]:
+            yield from _hash_faults(cells(text)[1])
+        elif place.chapter == "summary" and (found := _WHERE.match(text)):
+            yield from self._quoted(found.group(1), f"- {found.group(2)}")
         else:
             yield from self._explained(place, frozenset())
+
+    def _quoted(self, test_id: str, line: str) -> Iterator[str]:
+        """Require the first page to say of a sweep what its chapter says, where it is worked out again."""
+        if not any(place.test_id == test_id and place.text == line for place in self._report.places):
+            yield f"the chapter of test {test_id} does not say so"
 
     def _row(self, place: Place, row: list[str]) -> Iterator[str]:
         if len(row) == len(place.columns):
@@ -712,6 +723,12 @@ def _does_it_pay(case: Case, test_id: str, comparison: str | None) -> str:
     return "idea_pays" if made(effect["ratio"]) > made(1.0) else "idea_costs"
 
 
+def _hash_faults(cell: str) -> Iterator[str]:
+    """Require a hash where the words' own stands; `made_again` says whether these are the words of today."""
+    if _HASH.fullmatch(cell) is None:
+        yield f"{cell} is no SHA-256"
+
+
 def _is_head(place: Place, words: Mapping[str, str]) -> bool:
     """Whether a row is the title row or the line under it."""
     row = cells(place.text)
@@ -816,12 +833,19 @@ def _checklist_numbers(case: Case) -> frozenset[str]:
         sum(len(attempt["measurements"]) for attempt in evidence.attempts() if attempt["valid"]),
         len(measured),
         len(list(templates.glob("*.j2"))),
-        len(list(Path(__file__).parents[1].rglob("*.py"))),
+        *_searched(evidence.environment["source"].get("clock")),
         sum(item["verdict"] in {"STABLE", "EXACT"} for item in keys),
         len(keys),
         min((item["n"] for item in keys), default=0),
     )
     return frozenset(map(str, counts))
+
+
+def _searched(clock: Json | None) -> tuple[int, ...]:
+    """Count what was searched for clocks before the run: files, readers beside the clock's module, unreadable files."""
+    if clock is None:
+        return ()
+    return (clock["num_files"], sum(file != "clock.py" for file in clock["readers"]), len(clock["unreadable"]))
 
 
 def _pooled_sizes(test: TestEvidence | None) -> frozenset[str]:
