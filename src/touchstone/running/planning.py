@@ -274,12 +274,16 @@ def _on_the_same_engines(
     """Find what can be measured on the engines of an experiment, itself included: its test's and points' like options.
 
     What the choice of tests leaves out counts, so that a point has the same engines whether its test is run or not.
+    Compared engines get one size for all points: some compile anew for every size, for minutes.
     """
     return tuple(
         other
         for other in experiments
         if family_of(other.plan_id) == family_of(experiment.plan_id)
-        and other.engine_options.get(profile, {}) == experiment.engine_options.get(profile, {})
+        and (
+            experiment.compares_engines
+            or other.engine_options.get(profile, {}) == experiment.engine_options.get(profile, {})
+        )
     )
 
 
