@@ -232,7 +232,7 @@ def print_case(case: Case, found: dict[str, Any], single: dict[str, Any]) -> Non
             f"{memory:5.1f} GiB  start {found['start_s']:.1f} s",
             flush=True,
         )
-    if "symmetric memory" in found["stderr"]:
+    if "sums go another way" in found["stderr"]:
         print(found["stderr"], flush=True)
 
 

@@ -53,7 +53,8 @@ def test_tensor_parallel_tokens_equal_transformers(tiny, ragged, size, all_reduc
         llm.generate([[5, 6, 7]], greedy(6))
         kernels = [" ".join(profile.kernels_ns) for profile in llm.stop_profile()]
     assert len(kernels) == size
-    assert all(("one_shot_all_reduce" in names) == (all_reduce == "auto") for names in kernels)
+    assert all(("_push_kernel" in names) == (all_reduce == "auto") for names in kernels)
+    assert all(("nccl" in names.lower()) == (all_reduce == "nccl") for names in kernels)
 
 
 def test_the_first_rank_adds_the_residual_and_bfloat16_sums_stay_close(tiny, ragged):

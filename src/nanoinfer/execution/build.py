@@ -9,14 +9,14 @@ import torch
 
 from nanoinfer.config import ConfigError
 from nanoinfer.execution import memory
-from nanoinfer.execution.collectives import smallest
 from nanoinfer.execution.contract import Execution
 from nanoinfer.execution.cuda_graphs import padded_batch_sizes
 from nanoinfer.execution.devices import resolve_device, resolve_dtype
+from nanoinfer.execution.group import smallest
 from nanoinfer.execution.runner import Runner
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.model.decoder import Decoder
-from nanoinfer.model.ops import select_ops
+from nanoinfer.model.ops import compiling_kernels, select_ops
 from nanoinfer.model.parallel import SINGLE
 from nanoinfer.model.weights import draw_weights, load_checkpoint
 from nanoinfer.request import SamplingParams
@@ -44,9 +44,10 @@ def build_execution(
     dtype = resolve_dtype(config.dtype, device)
     limit = longest_sequence(config, model_config)
     ops = select_ops(device, model_config.head_dim)
-    model = load_model(
-        config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops, parallel=parallel
-    )
+    with compiling_kernels(device, dtype, parallel.local(model_config), config.block_size):
+        model = load_model(
+            config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops, parallel=parallel
+        )
     sizes = _PoolSizes(config, parallel.local(model_config), device, dtype)
     needs = _measure_needs(model, ops, config, sizes, limit) if device.type == "cuda" else None
     num_blocks = memory.num_kv_blocks(

@@ -11,8 +11,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# NCCL's kernels, and those of torch for symmetric memory; the time includes the wait for a rank that comes later.
-_COMMUNICATION = ("nccl", "one_shot_all_reduce", "two_shot_all_reduce")
+# NCCL's kernels, and those for symmetric memory; the time includes the wait for a rank that comes later.
+_COMMUNICATION = ("nccl", "_push_kernel", "one_shot_all_reduce", "two_shot_all_reduce")
 
 
 @dataclass(frozen=True, slots=True)

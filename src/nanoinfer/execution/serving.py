@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanoinfer.execution.channel import ChannelClosedError, Kind
-from nanoinfer.execution.collectives import LostPeerError
+from nanoinfer.execution.group import LostPeerError
 from nanoinfer.execution.lifeline import ORPHANED, beat_interval_s, start_lifeline
 
 if TYPE_CHECKING:
