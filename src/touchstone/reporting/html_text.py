@@ -61,7 +61,7 @@ def document(markdown: str, prefix: str, view_boxes: Mapping[str, str]) -> Docum
 
 def _parser(view_boxes: Mapping[str, str]) -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
-    parser.core.ruler.push("inline_formulas", _inline_formulas)
+    parser.core.ruler.before("text_join", "inline_formulas", _inline_formulas)
     parser.core.ruler.push("task_items", _task_items)
     parser.core.ruler.push("headings", _number_headings)
     parser.core.ruler.push("captions", _mark_captions)
@@ -92,11 +92,16 @@ def _inline(state: StateCore) -> Iterator[Token]:
 
 
 def _inline_formulas(state: StateCore) -> None:
-    """Take a code span between dollar signs for a formula, as GitHub does: $`x`$."""
+    """Take a code span between dollar signs for a formula, as GitHub does: $`x`$.
+
+    An escaped dollar sign is text from outside. It is a token of its own kind until the tokens of a text are joined.
+    """
     for token in _inline(state):
         children = token.children or []
         for before, code, after in zip(children, children[1:], children[2:], strict=False):
-            if code.type == "code_inline" and before.content.endswith("$") and after.content.startswith("$"):
+            if (before.type, code.type, after.type) != ("text", "code_inline", "text"):
+                continue
+            if before.content.endswith("$") and after.content.startswith("$"):
                 code.type = "formula"
                 before.content, after.content = before.content[:-1], after.content[1:]
 
