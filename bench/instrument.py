@@ -2,7 +2,7 @@
 
 Question   Would this run have seen a difference that is there, and only such a one?
 Compare    A/A placebo: two engines of equal settings. Positive control: the same engine with 10 % more output tokens.
-Workload   short prompts, decode for the most part, all submitted at once; prefix cache off.
+Workload   short prompts and long outputs, so that a tenth more of them is a tenth more time; prefix cache off.
 Measure    wall-clock seconds, device idle at both ends, in blocks that run all arms forth and back.
 Derived    ratio of total times from one log-ratio a block; the last run of a process once more on the same prompts.
 Accept     placebo equivalent within the margin; control detected as slower; repeated prompts not > 10 % faster.
@@ -30,7 +30,7 @@ EXPERIMENT = Experiment(
         "若安慰剂组不等效，或阳性对照未被检出，则本次运行的所有配对效应结论作废。",
     ),
     workload={
-        Profile.SMOKE: fixed(8, 16, 40),
+        Profile.SMOKE: fixed(4, 8, 60),
         Profile.QUICK: fixed(32, 64, 100),
         Profile.PAPER: fixed(64, 128, 250),
     },

@@ -48,7 +48,7 @@ class Layout:
 # three. Memory barely varies, so outside the paper three processes show that it does not. `quick` is for a first look
 # and says "indicative" with every number. One warm-up of full size touches every shape that is timed afterwards. A
 # smoke block goes through its order twice, because its runs last a third of a second, beside neighbours that come and
-# go. The instrument's own runs are the shortest of all; eight rounds keep a busy machine from hiding a tenth.
+# go. The instrument's own runs are the shortest of all; six rounds keep a busy machine from hiding a tenth.
 # Scaling has a dozen arms of several GPUs each, and starting them takes most of the time: three processes an arm, held
 # against the six of the one-GPU baseline by an interval for unequal samples.
 # A point of a sweep is one block a process, on engines that the test itself or the point before has warmed up already.
@@ -60,7 +60,7 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=2, warmups=1),
         (Profile.SMOKE, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
-        (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=8, warmups=1),
+        (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=6, warmups=1),
         (Profile.SMOKE, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _POINT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.SMOKE, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
