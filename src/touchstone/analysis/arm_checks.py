@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from touchstone.records import Trace
 
 CHANCE = 0.001  # how seldom two passes that agree may be said to contradict each other
+_ALIKE = 1e-12  # logarithms that differ by less are of one ratio
 ARRIVAL_NS = 1_000  # a second in floating point keeps a nanosecond; a thousand of them are no lie
 
 
@@ -140,8 +141,8 @@ def passes_agree(test: TestRuns) -> Check | None:
 
 
 def _p_of_zero(differences: Sequence[float]) -> float:
-    if len(set(differences)) == 1:
-        return 1.0 if differences[0] == 0 else 0.0
+    if max(differences) - min(differences) < _ALIKE:
+        return 1.0 if abs(differences[0]) < _ALIKE else 0.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
