@@ -67,8 +67,8 @@ def options_of(
 
     An engine that has an option in one position only is compared in that one; its settings say so.
     """
-    refused = capabilities.refuses(shared)
-    taken = {name: value for name, value in shared.items() if name in capabilities.options and name not in refused}
+    free = capabilities.options - capabilities.fixed.keys()
+    taken = {name: value for name, value in shared.items() if name in free}
     return taken | dict(arm.options) | dict(asked)
 
 

@@ -599,10 +599,8 @@ def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tu
         for test, design in planned
         for unit in _units_of(test, design, seed, shares=members[family_of(test.test_id)] > 1)
     ]
-    engines = {
-        test.test_id: canonical_json([test.engine_options, [arm.options for arm in test.arms if arm.engine]])
-        for test, _ in planned
-    }
+    tests = {test.test_id: test for test, _ in planned}
+    engines = {unit.unit_id: _engines_of(unit, tests[unit.test_id]) for unit in units}
     ordered: list[UnitPlan] = []
     for process in range(max((test.num_processes for test, _ in planned), default=0)):
         started: dict[str, list[UnitPlan]] = {}
@@ -615,11 +613,17 @@ def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tu
     return tuple(ordered)
 
 
+def _engines_of(unit: UnitPlan, test: PlannedTest) -> bytes:
+    """Tell by which settings the engines of a unit could serve another unit of its process."""
+    own = [arm.options for arm in test.arms if arm.engine is not None and arm.name in unit.arm_order]
+    return canonical_json([test.engine_options, own])
+
+
 def _in_one_process(random: Random, units: Sequence[UnitPlan], engines: Mapping[str, bytes]) -> Iterator[UnitPlan]:
     """Order a test and its points by chance, but those on the same engines one after the other."""
     groups: dict[bytes, list[UnitPlan]] = {}
     for unit in units:
-        groups.setdefault(engines[unit.test_id], []).append(unit)
+        groups.setdefault(engines[unit.unit_id], []).append(unit)
     for group in shuffled(random, list(groups.values())):
         yield from shuffled(random, group)
 
