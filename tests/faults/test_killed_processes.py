@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from tests.faults.phased_engine import PHASES
+from touchstone import canonical, cli
 from touchstone.running.orchestrate import INTERRUPTED, KILLED, is_finished
 
 RECORD = {"ledger.jsonl", "logs", "model", "traces"}
@@ -94,3 +95,44 @@ def test_a_pending_file_that_was_changed_is_a_sentence(phased, tmp_path):
     (tmp_path / "pending.json").write_text("{")
     with pytest.raises(phased.orchestrate.LedgerError, match=r"pending\.json was changed .*delete it and resume again"):
         phased.orchestrate.resume(run)
+
+
+# --- while a report is written ----------------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch, name):
+    """Let Ctrl-C come while a file of this name is on its way to the disk."""
+    replace = canonical._replace
+
+    def interrupted(path, data):
+        if path.name == name:
+            raise KeyboardInterrupt
+        replace(path, data)
+
+    monkeypatch.setattr(canonical, "_replace", interrupted)
+
+
+def test_ctrl_c_while_a_report_is_written_leaves_whole_files_and_the_next_report_is_the_same(
+    phased, tmp_path, monkeypatch
+):
+    phased.measure(phased.make_run(tmp_path))
+    phased.report(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "report.en.md")
+        with pytest.raises(KeyboardInterrupt):
+            phased.report(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert phased.faults(tmp_path) == []
+
+
+def test_ctrl_c_while_a_report_is_made_ends_with_status_130(monkeypatch, capsys):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "report_paths", interrupted)
+    monkeypatch.setattr("sys.argv", ["touchstone", "report", "anywhere"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.INTERRUPTED
+    assert "Traceback" not in capsys.readouterr().err
