@@ -53,7 +53,7 @@ def why_not_measured(claim: Claim, sides: Sides) -> Obstacle | None:
 
     ComparisonError where the claim names a number, a check or an effect that the paper measured the test without.
     """
-    finders = (_absent, _failed_checks, _other_work, _withheld, _no_check, _no_effect)
+    finders = (_absent, _absent_arms, _failed_checks, _other_work, _withheld, _no_check, _no_effect)
     return next((reason for find in finders for reason in find(claim, sides)), None)
 
 
@@ -77,9 +77,21 @@ def effect_of(claim: Claim, run: MeasuredRun) -> Effect:
 
 def _absent(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
     for name, run in sides.named:
-        result = run.results[claim.test_id]
-        if result.status != "measured":
+        result = run.results.get(claim.test_id)
+        if result is None:
+            yield Obstacle(Bilingual(f"{name.en} did not plan this point", f"{name.zh}的计划不含该取值点"))
+        elif result.status != "measured":
             yield Obstacle(Bilingual(f"{name.en}: {result.reason}", f"{name.zh}：{result.reason_zh}"))
+
+
+def _absent_arms(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
+    """Name arms that a machine could not run, such as those for more GPUs than it has."""
+    arms = {point.arm for point in points_of(claim)}
+    for name, run in sides.named:
+        test = run.test(claim.test_id)
+        for row in test.planned.absent_arms if test is not None else ():
+            if row.arm.name in arms:
+                yield Obstacle(Bilingual(f"{name.en}: {row.reason}", f"{name.zh}：{row.reason_zh}"))
 
 
 def _failed_checks(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
