@@ -72,7 +72,7 @@ def test_the_first_page_says_all_that_a_reader_acts_on(run):
     page = first_page(run[0])
     for heading in (
         "How fast, how large, how near to the physical limit",
-        "Which ideas pay",
+        "Which ideas pay, and where",
         "Not measured",
         "Can the instrument be believed",
     ):

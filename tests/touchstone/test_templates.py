@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
@@ -8,7 +9,7 @@ from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
 from touchstone.analysis.quantities import Unit
 from touchstone.analysis.statistics import EffectVerdict
 from touchstone.experiment import Bilingual
-from touchstone.records import Verdict
+from touchstone.records import Payback, Verdict
 from touchstone.reporting.code_tables import CODE_DEFINITIONS
 from touchstone.reporting.lint import digits_in_text, math_faults, template_digit_faults
 from touchstone.reporting.markdown import (
@@ -64,7 +65,7 @@ def test_every_term_speaks_both_languages(glossary):
 
 def test_every_verdict_and_unit_has_its_word(glossary):
     assert set(glossary.verdicts) == set(Verdict)
-    assert set(glossary.effects) == set(EffectVerdict)
+    assert set(glossary.effects) == {*EffectVerdict, *get_args(Payback.model_fields["verdict"].annotation)}
     assert set(glossary.claims) == set(ClaimVerdict)
     assert set(Unit) <= set(glossary.units)
 

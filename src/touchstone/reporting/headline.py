@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from touchstone.reporting.context import TestView
     from touchstone.reporting.numbers import ArmView, NumberView
     from touchstone.reporting.run_folder import Run
+    from touchstone.reporting.sweeps import SweepView, Winners
 
-IDEAS_PART = "2"
+IDEAS, PEERS = "2", "5"  # parts whose rows have tables of their own
 PAYS, COSTS, NO_MATTER, UNDECIDED = "idea_pays", "idea_costs", "idea_no_matter", "idea_undecided"
 _SETTLED = frozenset({Verdict.STABLE, Verdict.EXACT})
 _SHOWN = frozenset({EffectVerdict.HIGHER, EffectVerdict.LOWER, EffectVerdict.EQUIVALENT, Verdict.EXACT.value})
@@ -44,11 +45,22 @@ class IdeaRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WhereRow:
+    """Where along one sweep which arm is better, by the sweep's leading metric; the chapter has the others."""
+
+    test_id: str
+    sweep: SweepView
+    winners: Winners
+
+
+@dataclass(frozen=True, slots=True)
 class FrontPage:
-    """The key numbers, the ideas, and how many of all key numbers are stable or exact."""
+    """The key numbers, the ideas and where they pay, the peers; and how many key numbers are stable or exact."""
 
     numbers: tuple[KeyRow, ...]
     ideas: tuple[IdeaRow, ...]
+    where: tuple[WhereRow, ...]
+    peers: tuple[KeyRow, ...]
     num_settled: int
     num_key: int
 
@@ -58,15 +70,17 @@ def front_page(run: Run, tests: Sequence[TestView]) -> FrontPage:
     keys = [statistics for result in run.results for statistics in result.statistics if statistics.key]
     effects = {result.test_id: result.effects for result in run.results}
     return FrontPage(
-        numbers=tuple(row for test in tests if not _is_idea(test) for row in _key_rows(test)),
-        ideas=tuple(row for test in tests if _is_idea(test) for row in _idea_rows(test, effects[test.test_id])),
+        numbers=tuple(row for test in tests if _part(test) not in {IDEAS, PEERS} for row in _key_rows(test)),
+        ideas=tuple(row for test in tests if _part(test) == IDEAS for row in _idea_rows(test, effects[test.test_id])),
+        where=tuple(row for test in tests if _part(test) == IDEAS for row in _where_rows(test)),
+        peers=tuple(row for test in tests if _part(test) == PEERS for row in _key_rows(test)),
         num_settled=sum(statistics.verdict in _SETTLED for statistics in keys),
         num_key=len(keys),
     )
 
 
-def _is_idea(test: TestView) -> bool:
-    return test.test_id.partition(".")[0] == IDEAS_PART
+def _part(test: TestView) -> str:
+    return test.test_id.partition(".")[0]
 
 
 def _key_rows(test: TestView) -> Iterator[KeyRow]:
@@ -80,6 +94,10 @@ def _idea_rows(test: TestView, effects: Sequence[Effect]) -> Iterator[IdeaRow]:
         if (comparison := COMPARISONS.get(number.metric)) is not None:
             effect = next((effect for effect in effects if effect.metric == comparison.metric), None)
             yield from (IdeaRow(test.test_id, number, arm, word_for(comparison, effect)) for arm in number.arms)
+
+
+def _where_rows(test: TestView) -> Iterator[WhereRow]:
+    yield from (WhereRow(test.test_id, sweep, sweep.winners[0]) for sweep in test.sweeps if sweep.winners)
 
 
 def word_for(comparison: ComparisonDefinition, effect: Effect | None) -> str:

@@ -47,7 +47,8 @@ def predicted_tokens(
 
 def most_tokens(workload: Json, lengths: Integers, size: int) -> tuple[int, int]:
     """Whole blocks of the common prefix over the requests that share most, in tokens: their sum and the largest."""
-    share, count = Decimal(str(workload["prefix_fraction"])), Decimal(str(workload["shared_fraction"])) * len(lengths)
+    share = Decimal(str(workload["prefix_fraction"]))
+    count = Decimal(str(workload["shared_fraction"])) * workload["num_requests"]
     each = sorted(min(int(share * int(length)), int(length) - 1) // size * size for length in lengths)
-    chosen = each[len(each) - int(count) :]
+    chosen = each[max(len(each) - int(count), 0) :]
     return sum(chosen), max(chosen, default=0)
