@@ -233,10 +233,10 @@ class FakeRun:
         arms = [unit.arm_order[index % len(unit.arm_order)] for index in range(len(traces))]
         self.attempts.append((unit, number, invalid, list(zip(arms, traces, strict=True)), memory))
 
-    def add_instrument(self, *, placebo: float = 1.0, control: float = 1.1) -> None:
-        """Plan and record the instrument's own test; the two ratios are what its six blocks show."""
+    def add_instrument(self, *, placebo: float = 1.0, control: float = 1.1, blocks: int = 6) -> None:
+        """Plan and record the instrument's own test; the two ratios are what its blocks show."""
         order = ("baseline", "placebo", "control")
-        units = self.plan_test("0.1", processes=6, order=(*order, *reversed(order)))
+        units = self.plan_test("0.1", processes=blocks, order=(*order, *reversed(order)))
         arms = (*self.tests[-1].arms[:2], self.tests[-1].arms[2].model_copy(update={"extra_output": 0.1}))
         self.tests[-1] = self.tests[-1].model_copy(update={"arms": arms, "margin": 0.05})
         slower = {"baseline": 1.0, "placebo": placebo, "control": control}

@@ -6,6 +6,7 @@ where nothing is wrong, otherwise what is wrong in both languages.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from touchstone.analysis.roofline import Peaks
     from touchstone.analysis.runs import Ledgered, Run, TestRuns
-    from touchstone.records import Effect, MemoryParts, MetricStatistics, RunPlan, Trace
+    from touchstone.records import ArmSpec, Effect, MemoryParts, MetricStatistics, RunPlan, Trace
 
 ROUNDING = 1e-9  # relative error that double precision may leave in an identity
 NS_PER_MS = 1_000_000
@@ -319,31 +320,82 @@ def arms_interleaved(test: TestRuns) -> Check | None:
 
 
 def scaling_within_ideal(test: TestRuns) -> Check | None:
-    """Catch scaling that is too good: twice the GPUs cannot bring more than twice the rate."""
-    rates = _rates_by_ranks(test)
-    if len(rates) < 2:  # noqa: PLR2004  scaling compares two sizes
+    """Catch scaling that is too good: twice the GPUs cannot bring more than twice the rate.
+
+    Unless the smaller arm was short of KV blocks, so that requests waited or were computed again: then more memory
+    brings more than more devices do. Against one device the test's efficiency is held (`efficiency_within_ideal`).
+    """
+    steps = [step for arms in _series_of(test) for step in pairwise(arms)]
+    gains = [gain for few, more in steps if (gain := _gain(test, few, more)) is not None]
+    if not gains:
         return None
-    worst, where = max((rates[more] / rates[few] * few / more, (few, more)) for few, more in pairwise(sorted(rates)))
-    few, more = where
+    held = [gain for gain in gains if not gain.short] or gains
+    worst = max(held, key=lambda gain: gain.factor)
     return Check(
         id="scaling_within_ideal",
-        passed=worst <= MAX_SCALING,
-        detail=f"from {few} to {more} GPUs the rate grows {worst:.3f} times as much as the GPUs, at most {MAX_SCALING}",
-        detail_zh=f"从 {few} 张到 {more} 张 GPU，速率增幅为卡数增幅的 {worst:.3f} 倍，上限 {MAX_SCALING}",
+        passed=worst.factor <= MAX_SCALING or worst.short,
+        detail=f"{len(gains)} steps to more GPUs, {sum(gain.short for gain in gains)} from an arm short of KV blocks; "
+        f"at most, {worst.few} to {worst.more}, the rate grows {worst.factor:.3f} times as much as the GPUs; "
+        f"{MAX_SCALING} is allowed",
+        detail_zh=f"增加 GPU 共 {len(gains)} 步，其中 {sum(gain.short for gain in gains)} 步的较小一组缺少 KV 缓存块；"
+        f"速率增幅最大的一步（{worst.few} 至 {worst.more}）为卡数增幅的 {worst.factor:.3f} 倍，上限 {MAX_SCALING}",
     )
 
 
-def _rates_by_ranks(test: TestRuns) -> dict[int, float]:
-    rates: dict[int, list[float]] = {}
+@dataclass(frozen=True, slots=True)
+class _Gain:
+    """How many times as much as its GPUs the rate of an arm grows against a smaller one's; `short` excuses it."""
+
+    few: str
+    more: str
+    factor: float
+    short: bool
+
+
+def _series_of(test: TestRuns) -> list[list[ArmSpec]]:
+    """Group the arms that differ in their number of GPUs alone, each from the fewest to the most."""
+    groups: dict[frozenset[str], list[ArmSpec]] = {}
     for arm in test.planned.arms:
-        names = ("tensor_parallel_size", "data_parallel_size")
-        if not any(name in arm.options for name in names):
-            continue
-        ranks = int(arm.options.get(names[0]) or 1) * int(arm.options.get(names[1]) or 1)
-        for run in (run for run in test.runs if run.arm == arm.name and samples.unfinished(run.facts.trace) is None):
-            tokens = sum(len(request.emissions) for request in run.facts.trace.requests)
-            rates.setdefault(ranks, []).append(tokens / samples.window_ns(run.facts.trace))
-    return {ranks: median(values) for ranks, values in rates.items()}
+        if kind := _PARALLEL & arm.options.keys():
+            groups.setdefault(frozenset(kind), []).append(arm)
+    return [sorted(arms, key=_num_gpus) for arms in groups.values()]
+
+
+_PARALLEL = frozenset({"tensor_parallel_size", "data_parallel_size"})
+
+
+def _num_gpus(arm: ArmSpec) -> int:
+    return max(arm.num_gpus, math.prod(int(arm.options[name] or 1) for name in _PARALLEL & arm.options.keys()))
+
+
+def _gain(test: TestRuns, few: ArmSpec, more: ArmSpec) -> _Gain | None:
+    rates = [_rate_of(test, arm) for arm in (few, more)]
+    if rates[0] is None or rates[1] is None or _num_gpus(few) == _num_gpus(more):
+        return None
+    factor = rates[1] / rates[0] * _num_gpus(few) / _num_gpus(more)
+    return _Gain(few.name, more.name, factor, short=any(_short_of_blocks(run) for run in _runs_of(test, few)))
+
+
+def _runs_of(test: TestRuns, arm: ArmSpec) -> list[Run]:
+    return [run for run in test.runs if run.arm == arm.name and samples.unfinished(run.facts.trace) is None]
+
+
+def _rate_of(test: TestRuns, arm: ArmSpec) -> float | None:
+    """Output tokens per nanosecond, the median over the runs of an arm; None for an arm that was not run."""
+    traces = [run.facts.trace for run in _runs_of(test, arm)]
+    rates = [sum(len(request.emissions) for request in trace.requests) / samples.window_ns(trace) for trace in traces]
+    return median(rates) if rates else None
+
+
+def _short_of_blocks(run: Run) -> bool:
+    """Whether requests were preempted, or waited though the engine's own limit on sequences let more of them run."""
+    trace, engine = run.facts.trace, run.facts.engine
+    if any(request.preemptions for request in trace.requests):
+        return True
+    settings = engine.settings if engine is not None else {}
+    limit, replicas = settings.get("max_num_seqs"), samples.num_replicas(trace)
+    most = min(len(trace.requests), limit * replicas if isinstance(limit, int) and limit > 0 else len(trace.requests))
+    return trace.peak_concurrency is not None and trace.peak_concurrency < most
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -406,12 +458,19 @@ def repeated_prompts_not_faster(test: TestRuns) -> Check | None:
 
 
 def instrument_checks(test: TestRuns, effects: Sequence[Effect]) -> tuple[Check, ...]:
-    """Judge placebo and control of the instrument's own test by their total times."""
-    if test.planned.test_id != INSTRUMENT_TEST:
+    """Judge placebo and control of the instrument's own test by their total times.
+
+    Neither is judged where too few blocks were planned for any data to pass: that is no failure (`why_void` says it).
+    """
+    if test.planned.test_id != INSTRUMENT_TEST or _too_few_planned(test):
         return ()
     by_arm = {effect.treatment: effect for effect in effects if effect.metric == "total_time"}
     margin = test.planned.margin or statistics.MARGIN
     return _placebo_check(by_arm.get("placebo"), margin), _control_check(by_arm.get("control"))
+
+
+def _too_few_planned(test: TestRuns) -> bool:
+    return test.planned.num_processes < statistics.MIN_FOR_INTERVAL
 
 
 def _placebo_check(effect: Effect | None, margin: float) -> Check:
@@ -454,6 +513,13 @@ def why_void(checks: Sequence[Check] | None, effects: Sequence[Effect]) -> Bilin
         return Bilingual(
             "this run has no placebo and no control, so nothing shows what it can tell apart",
             "本次运行没有安慰剂组与阳性对照，无从得知它能分辨多大的差异",
+        )
+    if not any(check.id in {"placebo_equivalent", "control_detected"} for check in checks):
+        blocks, needed = max((len(effect.blocks) for effect in effects), default=0), statistics.MIN_FOR_INTERVAL
+        return Bilingual(
+            f"{blocks} blocks cannot show what this run is able to tell apart; {needed} are needed, as the profile for "
+            "publication plans them",
+            f"{blocks} 个区组不足以说明本次运行能分辨多大的差异；至少需要 {needed} 个，正式发表所用的档位即按此安排",
         )
     failed = {check.id: check for check in checks if not check.passed}
     if "control_detected" in failed:
