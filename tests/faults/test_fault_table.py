@@ -8,7 +8,7 @@ TESTS = Path(__file__).parents[1]
 DOCUMENT = TESTS.parent / "docs" / "faults.md"
 
 
-def tests_in(folder):
+def names_below(folder):
     return {
         node.name
         for path in folder.rglob("test_*.py")
@@ -34,9 +34,9 @@ def test_every_row_says_what_happens_and_names_a_test():
 
 
 def test_every_test_that_is_named_exists():
-    assert set(named()) <= tests_in(TESTS)
+    assert set(named()) <= names_below(TESTS)
 
 
 def test_every_fault_that_is_tried_is_in_the_table_once():
     assert sorted(named()) == sorted(set(named()))
-    assert tests_in(TESTS / "faults") | tests_in(TESTS / "fuzz") <= set(named())
+    assert names_below(TESTS / "faults") | names_below(TESTS / "fuzz") <= set(named())
