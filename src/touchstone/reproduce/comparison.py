@@ -109,7 +109,9 @@ def compare_runs(first_dir: Path, second_dir: Path, experiments: Mapping[str, Ex
 def _why_not(test_id: str, first: MeasuredRun, second: MeasuredRun) -> str | None:
     """Say why a test cannot be compared: not measured, a failed check, or other work; None where it can."""
     for run in (first, second):
-        result = run.results[test_id]
+        result = run.results.get(test_id)
+        if result is None:
+            return f"not planned in {run.directory}"
         if result.status != "measured":
             return f"not measured in {run.directory}: {result.reason}"
         if failed := next((check for check in result.checks if not check.passed), None):
