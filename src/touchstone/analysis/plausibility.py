@@ -373,7 +373,7 @@ def _gain(test: TestRuns, few: ArmSpec, more: ArmSpec) -> _Gain | None:
     if rates[0] is None or rates[1] is None or _num_gpus(few) == _num_gpus(more):
         return None
     factor = rates[1] / rates[0] * _num_gpus(few) / _num_gpus(more)
-    return _Gain(few.name, more.name, factor, short=any(_short_of_blocks(run) for run in _runs_of(test, few)))
+    return _Gain(few.name, more.name, factor, short=any(short_of_blocks(run) for run in _runs_of(test, few)))
 
 
 def _runs_of(test: TestRuns, arm: ArmSpec) -> list[Run]:
@@ -387,7 +387,7 @@ def _rate_of(test: TestRuns, arm: ArmSpec) -> float | None:
     return median(rates) if rates else None
 
 
-def _short_of_blocks(run: Run) -> bool:
+def short_of_blocks(run: Run) -> bool:
     """Whether requests were preempted, or waited though the engine's own limit on sequences let more of them run."""
     trace, engine = run.facts.trace, run.facts.engine
     if any(request.preemptions for request in trace.requests):

@@ -93,6 +93,8 @@ class _Work:
         )
         if self.test is None or self.one is None:
             return not fast
+        ones = [run for series in self.scaling.series for run in _runs(self.one, series.baseline_arm)]
+        fast = fast and not any(_short(run) for run in ones)
         pairs = [
             (run, self.gpus[arm], _runs(self.one, series.baseline_arm))
             for series in self.scaling.series
@@ -148,6 +150,15 @@ def _pools(run: TimedRun) -> list[int]:
     if memory is None:
         return []
     return [device["kv_pool_bytes"] for device in memory.get("devices") or [memory]]
+
+
+def _short(run: TimedRun) -> bool:
+    """Whether requests lost their blocks, or waited though the engine's limit on sequences let more of them run."""
+    facts, limit = run.facts, run.settings.get("max_num_seqs")
+    if facts.preemptions is not None and facts.preemptions.any():
+        return True
+    most = min(len(facts.output), limit) if isinstance(limit, int) and limit > 0 else len(facts.output)
+    return facts.peak_concurrency is not None and facts.peak_concurrency < most
 
 
 def _same_pool(run: TimedRun, ones: Sequence[TimedRun]) -> bool:

@@ -136,20 +136,42 @@ def test_a_baseline_that_ran_on_two_gpus_is_caught_by_scaling_devices_as_planned
     assert caught(good, story, tmp_path / "run") == {"scaling_devices_as_planned"}
 
 
+def slow_down(trace):
+    """Let a run take half as long again."""
+    trace["duration_ns"] = 3 * trace["duration_ns"] // 2
+    trace["emission_times_ns"] = [3 * time // 2 for time in trace["emission_times_ns"]]
+    for step in trace["steps"]:
+        for name in ("begin_ns", "launched_ns", "end_ns"):
+            step[name] = 3 * step[name] // 2
+
+
 def test_a_slow_baseline_is_caught_by_efficiency_within_ideal(good, tmp_path):
     """The denominator slowed down by a third makes every efficiency of data parallelism too good to be true."""
     story = good.story.copy()
-
-    def slow_down(trace):
-        for name in ("duration_ns",):
-            trace[name] = 3 * trace[name] // 2
-        trace["emission_times_ns"] = [3 * time // 2 for time in trace["emission_times_ns"]]
-        for step in trace["steps"]:
-            for name in ("begin_ns", "launched_ns", "end_ns"):
-                step[name] = 3 * step[name] // 2
-
     change_runs(story, BASELINE, "full", slow_down)
     assert caught(good, story, tmp_path / "run") == {"efficiency_within_ideal"}
+
+
+def test_a_baseline_that_was_short_of_memory_excuses_more_than_the_ideal(good, tmp_path):
+    """One device that had to compute requests again gains more than its share from others: that is no lie."""
+    story = good.story.copy()
+
+    def preempt(trace):
+        slow_down(trace)
+        trace["requests"][0]["preemptions"] = 1
+
+    change_runs(story, BASELINE, "full", preempt)
+    story.write(tmp_path / "run")
+    derived = derive_results(tmp_path / "run", good.experiments)
+    results = {result.test_id: result.model_dump(mode="json") for result in derived}
+    told = results["3.2"]
+    check = next(check for check in told["checks"] if check["id"] == "efficiency_within_ideal")
+    assert check["passed"]
+    assert "short of KV blocks" in check["detail"]
+    assert max(point["efficiency"] or 0 for row in told["scaling"] for point in row["points"]) > 1.05
+    evidence = custody.Evidence(tmp_path / "run")
+    assert (custody.read_chain(evidence), custody.read_traces(evidence)) == ((), ())
+    assert list(scaling.scaling_faults(gather(evidence), good.experiments["3.2"], told, results)) == []
 
 
 # --- lies in a published file ---------------------------------------------------------------------------------------
