@@ -29,6 +29,7 @@ class CanarySize:
     repetitions: int
     warm_ups: int
     rest_s: float = 0.0
+    most_again: int = 0
 
 
 # CPU: each part far shorter than a scheduler's time slice, and repeated, so that some repetition falls between the
@@ -37,9 +38,13 @@ class CanarySize:
 # GPU: large enough to fill the device and far beyond its cache. A GPU at full load is held down by its power limit, and
 # right after it F reads lower than after a rest. So each reading rests first, copies before it multiplies, and takes
 # few warm-ups.
+# A GPU under its power limit also dips for less than a second, by more than the paper's limit and with no neighbour
+# there. So a reading that lies `DIP` below the best of its process is taken again, after a longer rest each time, and
+# the fastest counts; how often is recorded with it. A neighbour that stays is still there three rests later.
 # The fastest of the repetitions is taken: whatever disturbs makes work slower and never faster.
 CPU_SIZE = CanarySize(matrix=256, copied_bytes=4 << 20, repetitions=20, warm_ups=2)
-GPU_SIZE = CanarySize(matrix=8192, copied_bytes=1 << 30, repetitions=10, warm_ups=3, rest_s=0.3)
+GPU_SIZE = CanarySize(matrix=8192, copied_bytes=1 << 30, repetitions=10, warm_ups=3, rest_s=0.3, most_again=3)
+DIP = 0.02
 SMALLEST_OPERATIONS = 100
 
 
@@ -72,6 +77,7 @@ class MachineCanary:
         self._source = torch.ones(self._size.copied_bytes, dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)
         self._one = torch.zeros(1, device=device)
+        self._best: CanaryReading | None = None
 
     @torch.inference_mode()
     def read(self) -> CanaryReading:
@@ -81,7 +87,23 @@ class MachineCanary:
 
     @torch.inference_mode()
     def measure(self) -> CanaryReading:
-        """Do the work at once, for a caller that has let the device rest."""
+        """Do the work at once, for a caller that has let the device rest; again after a rest where it dipped."""
+        reading = self._measure_once()
+        for count in range(1, self._size.most_again + 1):
+            if not self._has_dipped(reading):
+                break
+            rest(self._size.rest_s * count)
+            reading = _fastest_of(reading, self._measure_once(), read_again=count)
+        self._best = reading if self._best is None else _fastest_of(self._best, reading, read_again=0)
+        return reading
+
+    def _has_dipped(self, reading: CanaryReading) -> bool:
+        best = self._best
+        if best is None:
+            return False
+        return reading.flops_per_s < (1 - DIP) * best.flops_per_s or reading.bytes_per_s < (1 - DIP) * best.bytes_per_s
+
+    def _measure_once(self) -> CanaryReading:
         copy_ns = self._fastest(self._copy)
         product_ns = self._fastest(self._multiply)
         start_ns = self._fastest(self._start_operations)
@@ -111,3 +133,13 @@ class MachineCanary:
             for _ in range(SMALLEST_OPERATIONS):
                 self._one.add_(1)
         return region.duration_ns
+
+
+def _fastest_of(one: CanaryReading, other: CanaryReading, *, read_again: int) -> CanaryReading:
+    """Take the better of each part."""
+    return CanaryReading(
+        flops_per_s=max(one.flops_per_s, other.flops_per_s),
+        bytes_per_s=max(one.bytes_per_s, other.bytes_per_s),
+        operation_s=min(one.operation_s, other.operation_s),
+        read_again=read_again,
+    )

@@ -148,6 +148,11 @@ class CanaryReading(Record):
     flops_per_s: float = Field(gt=0, description="F: floating-point operations of a fixed matrix product, per second")
     bytes_per_s: float = Field(gt=0, description="B: bytes read and written by a fixed copy, per second")
     operation_s: float = Field(gt=0, description="seconds that the host needs to start one smallest operation")
+    read_again: int = Field(
+        default=0,
+        ge=0,
+        description="how often it was taken again because it lay below the best of its process; the fastest counts",
+    )
 
 
 class Canary(Record):
@@ -715,6 +720,26 @@ class ScalingSeries(Record):
     fit: ScalingFit | None = Field(description="None where fewer than two points with several devices were measured")
 
 
+class PeerComparison(Record):
+    """One engine beside the first one of its test, on the same requests; without numbers where it was not measured.
+
+    `ratio` is its time over the first engine's, from one log-ratio a round; `interval` is Student's on these.
+    """
+
+    arm: str
+    engine: str
+    version: str | None
+    settings: dict[str, Scalar] = Field(description="as the engine told them")
+    seconds: float | None = Field(description="median over the processes of the time for all requests")
+    rounds: tuple[float, ...] = Field(description="one log-ratio for each round; none for the first engine")
+    ratio: float | None
+    interval: Interval | None
+    share: float | None = Field(description="median share of the physical bound that follows from the requests alone")
+    cached_tokens: int | None = Field(description="prompt tokens from a cache in all runs; None where it is not told")
+    reason: str | None
+    reason_zh: str | None
+
+
 class Check(Record):
     """One machine-decided statement about the numbers, with what it was decided from."""
 
@@ -767,6 +792,7 @@ class Result(Record):
     effects: tuple[Effect, ...]
     scaling: tuple[ScalingSeries, ...] = ()
     checks: tuple[Check, ...]
+    peers: tuple[PeerComparison, ...] = ()
     evidence: Evidence | None
     canary: CanarySummary | None = None
     telemetry: TelemetrySummary | None = None

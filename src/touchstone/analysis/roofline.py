@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from touchstone.analysis.formulas import RunFacts
     from touchstone.records import CanaryReading, EngineFacts, RequestTrace, StepTrace, Trace
 
-# A number may pass the bound by what the canary itself errs: its readings repeat within 3 % on a quiet machine, and a
-# kernel that only reads is up to a tenth faster than a copy, which turns the bus round.
+# A number may pass the bound by what the canary errs, and by how much faster than a copy, which turns the bus round, a
+# kernel is that only reads. Neither is measured; a tenth is allowed for both.
 MAX_SHARE = 1.10
 MIN_SHARE = 0.10  # slower than ten times the bound is another code path than the one that is thought to be measured
 
