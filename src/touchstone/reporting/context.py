@@ -114,6 +114,7 @@ def report_context(
         "parts": _parts(tests),
         "measured": tuple(test for test in tests if test.measured),
         "not_measured": tuple(test for test in tests if not test.measured),
+        "num_points": sum(is_point(result.test_id) and result.status == "measured" for result in run.results),
         "definitions": _supporting_definitions(tests),
         "machine": machine_views(run.results),
         "instrument": _instrument_checks(tests),

@@ -501,7 +501,8 @@ class _Checker:
         keys = [item["verdict"] for told in case.results.values() for item in told["statistics"] if item["key"]]
         settled = sum(verdict in {"STABLE", "EXACT"} for verdict in keys)
         entries = len(case.evidence.lines)
-        wanted = [measured, len(tests) - measured, entries, len(attempts), valid, len(keys), settled]
+        points = sum("@" in told["test_id"] and told["status"] == "measured" for told in case.results.values())
+        wanted = [measured, len(tests) - measured, points, entries, len(attempts), valid, len(keys), settled]
         if Counter(numbers(text)) != Counter(map(str, wanted)):
             yield f"the counts are {', '.join(map(str, wanted))}"
 
