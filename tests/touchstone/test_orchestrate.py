@@ -148,6 +148,14 @@ class TestAWholeRun:
         with pytest.raises(ResumeError, match=r"hardware\.cpu_model: 'a processor' -> 'another'"):
             resume(fake.make_run(directory, tests, cpu_model="another"))
 
+    def test_another_host_of_the_same_kind_is_refused_so_that_no_ledger_mixes_hosts(self, done, fake):
+        _, directory = done
+        tests = [fake.experiment("1.1"), fake.experiment("2.1", paired=True)]
+        before = (directory / LEDGER_NAME).read_bytes()
+        with pytest.raises(ResumeError, match=r"hardware\.host_id: '0{12}' -> '1{12}'\); start anew"):
+            resume(fake.make_run(directory, tests, host_id="1" * 12))
+        assert (directory / LEDGER_NAME).read_bytes() == before
+
     def test_a_second_run_cannot_take_the_folder(self, done):
         (run, _, _), _ = done
         with pytest.raises(LedgerError, match="exists already"):

@@ -1,15 +1,18 @@
+import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.base import Capabilities
+from touchstone.engines.registry import load_adapter
 from touchstone.environment import capture
 from touchstone.experiment import Profile, is_point, load_experiments
-from touchstone.records import Gpu
-from touchstone.running.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, choose_model
+from touchstone.records import Gpu, ModelSpec
+from touchstone.running.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, ChosenModel, choose_model
 from touchstone.running.planning import PlanError, RunRequest, kv_bytes_per_token, make_plan, num_parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,6 +63,14 @@ def test_without_a_gpu_seven_tests_are_measured_and_four_say_why_not(plan):
     assert chosen(made) == ["0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "4.1"]
     assert reasons(made) == dict.fromkeys(["2.3", "3.1", "3.2", "3.3"], "no NVIDIA GPU on this machine")
     assert all("GPU" in missing.reason_zh for missing in made.not_measured if missing.test_id in reasons(made))
+
+
+def test_what_an_engine_does_not_have_is_off_already_and_cannot_be_on(plan):
+    """Placebo and control ask for the cache to be off; only the test of the cache needs one."""
+    made = plan(only=("2.1",), capabilities=replace(ALL, options=OPTIONS - {"prefix_cache"}))
+    own = next(test for test in made.tests if test.test_id == "0.1")
+    assert [arm.options for arm in own.arms] == [{}, {}, {}]
+    assert reasons(made)["2.1"] == "not implemented by this engine yet: option prefix_cache"
 
 
 def test_with_one_gpu_the_baseline_is_measured_and_scaling_says_how_many_there_are(plan):
@@ -206,6 +217,36 @@ def test_a_smoke_run_is_planned_to_end_within_five_minutes(plan):
     assert sum(test.estimated_s for test in plan().tests) < 300
 
 
+@pytest.fixture
+def paper(tmp_path):
+    """Plans of the paper's profile for the model that it measures, on so many GPUs."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_0_6B_CONFIG), encoding="utf-8")
+    model = ChosenModel(ModelSpec(source="a shape", weights="synthetic", note=None), tmp_path, 0)
+
+    def make(num_gpus):
+        request = RunRequest(Profile.PAPER, "nanoinfer", "cuda", "float16", 0)
+        every = replace(ALL, options=load_adapter("nanoinfer").capabilities().options)
+        return make_plan(request, EXPERIMENTS, environment(gpus=gpus(num_gpus)), model, every)
+
+    return make
+
+
+def test_the_paper_is_planned_to_end_within_half_an_hour_on_four_gpus(paper):
+    minutes = sum(test.estimated_s for test in paper(4).tests) / 60
+    assert 15 < minutes < 26
+
+
+def test_everything_before_scaling_is_planned_to_end_within_a_quarter_of_an_hour_or_so(paper):
+    before = [test for test in paper(4).tests if not test.test_id.startswith("3")]
+    assert sum(test.estimated_s for test in before) / 60 < 15.5
+
+
+def test_several_gpus_are_expected_to_share_the_work(paper):
+    (strong,) = (test for test in paper(4).tests if test.test_id == "3.2")
+    (weak,) = (test for test in paper(4).tests if test.test_id == "3.3")
+    assert strong.estimated_s < weak.estimated_s  # the same work on more GPUs against more work on more
+
+
 class TestKvPool:
     def size(self, plan, **options):
         return next(test for test in plan(**options).tests if test.test_id == "1.1").engine_options["kv_cache_bytes"]
@@ -265,7 +306,7 @@ class TestTheInstrumentsOwnTest:
 
     def test_its_longest_outputs_fit_the_model_length(self, plan):
         own = next(test for test in plan().tests if test.test_id == "0.1")
-        assert own.engine_options["max_model_len"] == 16 + 44
+        assert own.engine_options["max_model_len"] == 8 + 66
         assert own.repeat_last
 
     def test_the_limits_of_validity_are_part_of_the_plan(self, plan):

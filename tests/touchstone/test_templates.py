@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from touchstone.analysis import prose as prose_of_results
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
 from touchstone.analysis.quantities import Unit
 from touchstone.analysis.statistics import EffectVerdict
@@ -68,6 +69,10 @@ def test_every_verdict_and_unit_has_its_word(glossary):
     assert set(glossary.effects) == {*EffectVerdict, *get_args(Payback.model_fields["verdict"].annotation)}
     assert set(glossary.claims) == set(ClaimVerdict)
     assert set(Unit) <= set(glossary.units)
+
+
+def test_results_call_the_verdicts_in_chinese_what_the_report_calls_them(glossary):
+    assert {key: word["zh"] for key, word in glossary.verdicts.items()} == prose_of_results._VERDICTS_ZH
 
 
 def test_every_formula_of_the_dictionaries_can_be_rendered():

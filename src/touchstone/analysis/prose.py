@@ -88,13 +88,25 @@ def _spread(item: MetricStatistics) -> str:
     return f"{name}: n = {item.n}, at most {item.max_deviation:.1%} from the median {bound}, {item.verdict}{note}."
 
 
+# The words of the report's glossary; a test holds them to it.
+_VERDICTS_ZH = {
+    Verdict.STABLE: "稳定",
+    Verdict.UNSTABLE: "不稳定",
+    Verdict.DRIFTING: "漂移",
+    Verdict.INSUFFICIENT: "样本不足",
+    Verdict.INVALID: "无效",
+    Verdict.EXACT: "精确",
+}
+
+
 def _spread_zh(item: MetricStatistics) -> str:
     name = f"{DICTIONARY[item.metric].name.zh}（{item.arm}）"
+    word = _VERDICTS_ZH[item.verdict]
     if item.max_deviation is None or item.verdict is Verdict.EXACT:
-        return f"{name}：n = {item.n}，{item.verdict}。"
+        return f"{name}：n = {item.n}，{word}。"
     note = "，仅供参考" if item.indicative else ""
     bound = f"（要求 ±{TOLERANCE:.0%}）"
-    return f"{name}：n = {item.n}，偏离中位数至多 {item.max_deviation:.1%}{bound}，{item.verdict}{note}。"
+    return f"{name}：n = {item.n}，偏离中位数至多 {item.max_deviation:.1%}{bound}，{word}{note}。"
 
 
 def _list_sources(named: Iterable[tuple[str | None, str, MetricDefinition | ComparisonDefinition]]) -> str:

@@ -50,7 +50,8 @@ class Layout:
 # smoke block goes through its order twice, because its runs last a third of a second, beside neighbours that come and
 # go. The instrument's own runs are the shortest of all; six rounds keep a busy machine from hiding a tenth.
 # Scaling has a dozen arms of several GPUs each, and starting them takes most of the time: three processes an arm, held
-# against the six of the one-GPU baseline by an interval for unequal samples.
+# against the six of the one-GPU baseline by an interval for unequal samples. Each times one run: with three, the paper
+# on four GPUs would not fit into half an hour.
 # A point of a sweep is one block a process, on engines that the test itself or the point before has warmed up already.
 _REPEATED, _PAIRED, _STEADY, _INSTRUMENT, _SCALING = "repeated", "paired", "steady", "instrument", "scaling"
 # Engines side by side are three processes each as well: their start-up, a minute for some, is most of the time.
@@ -75,7 +76,7 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _STEADY): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
-        (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=3, warmups=1),
+        (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.PAPER, _POINT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
     }
@@ -327,8 +328,13 @@ def _why_no_arm(arm: Arm, experiment: Experiment, facilities: Facilities) -> Bil
     return _why_no_option(arm.options, facilities.capabilities)
 
 
+def _there(options: Mapping[str, Scalar], capabilities: Capabilities) -> dict[str, Scalar]:
+    """Leave out what is asked to be off and what the engine does not have: that is off already."""
+    return {name: value for name, value in options.items() if name in capabilities.options or value is not False}
+
+
 def _why_no_option(needed: Mapping[str, Scalar], capabilities: Capabilities) -> Bilingual | None:
-    if missing := sorted(set(needed) - capabilities.options):
+    if missing := sorted(_there(needed, capabilities).keys() - capabilities.options):
         names = ", ".join(missing)
         return Bilingual(f"not implemented by this engine yet: option {names}", f"该引擎尚未实现选项 {names}")
     if refused := capabilities.refuses(needed):
@@ -366,7 +372,7 @@ def _plan_test(
     arms, absent = _arms(experiment, request.profile, facilities)
     layout = layout_of(experiment, request.profile)
     paired = experiment.design is Design.PAIRED_BLOCKS
-    shared = dict(experiment.engine_options.get(request.profile, {}))
+    shared = _there(experiment.engine_options.get(request.profile, {}), facilities.capabilities)
     sized = _sizes(family, request, hardware, config, len(arms) if paired else 1)
     if experiment.compares_engines:
         arms, shared = _engine_arms(experiment, arms, sized | shared, request, facilities), {}
@@ -427,7 +433,9 @@ def _arms(
     experiment: Experiment, profile: Profile, facilities: Facilities
 ) -> tuple[tuple[ArmSpec, ...], tuple[AbsentArm, ...]]:
     """Part the declared arms into those that are run and those that cannot be, with the reason."""
-    specs = [(_arm_spec(arm, profile), _why_no_arm(arm, experiment, facilities)) for arm in experiment.arms]
+    specs = [
+        (_arm_spec(arm, profile, facilities), _why_no_arm(arm, experiment, facilities)) for arm in experiment.arms
+    ]
     present = tuple(spec for spec, reason in specs if reason is None)
     absent = (AbsentArm(arm=spec, reason=why.en, reason_zh=why.zh) for spec, why in specs if why is not None)
     return present, tuple(absent)
@@ -451,10 +459,10 @@ def _engine_arms(
     return tuple(complete)
 
 
-def _arm_spec(arm: Arm, profile: Profile) -> ArmSpec:
+def _arm_spec(arm: Arm, profile: Profile, facilities: Facilities) -> ArmSpec:
     return ArmSpec(
         name=arm.name,
-        options=dict(arm.options),
+        options=dict(arm.options) if arm.engine is not None else _there(arm.options, facilities.capabilities),
         extra_output=arm.extra_output,
         num_gpus=arm.num_gpus,
         engine=arm.engine,
@@ -563,7 +571,7 @@ def _runs_s(
 ) -> float:
     """Guess the seconds of the runs of one process of a paired test, or of one for each arm of any other."""
     timed = (2 if paired else 1) * layout.repetitions
-    whole = [_run_s(of_arm(workload, arm), most_running, request, config) for arm in arms]
+    whole = [_run_s(of_arm(workload, arm), most_running, request, config, arm.num_gpus) for arm in arms]
     if workload.load is None:
         return (layout.warmups + timed) * sum(whole)
     return layout.warmups * sum(whole) + whole[0] + timed * sum(whole) * max(1.0, 1 / workload.load)
@@ -573,8 +581,13 @@ def _kind(device: str) -> str:
     return "cuda" if device.startswith("cuda") else "cpu"
 
 
-def _run_s(workload: WorkloadSpec, most_running: Scalar, request: RunRequest, config: Mapping[str, Any]) -> float:
-    """Guess the seconds of one run: arithmetic, and steps that read the context of every request that runs."""
+def _run_s(
+    workload: WorkloadSpec, most_running: Scalar, request: RunRequest, config: Mapping[str, Any], num_gpus: int
+) -> float:
+    """Guess the seconds of one run: arithmetic, and steps that read the context of every request that runs.
+
+    Several devices share arithmetic and memory traffic evenly, and take their steps at the same time.
+    """
     kind, requests = _kind(request.device), workload.num_requests
     running = min(requests, workload.concurrency or requests, int(most_running or requests))
     inputs = (workload.input_tokens.low + workload.input_tokens.high) / 2
@@ -582,7 +595,8 @@ def _run_s(workload: WorkloadSpec, most_running: Scalar, request: RunRequest, co
     flops = 2 * num_parameters(config) * requests * (inputs + outputs)
     context = running * (inputs + outputs / 2) * kv_bytes_per_token(config, request.dtype)
     steps = outputs * requests / running
-    return flops / _FLOPS_PER_S[kind] + steps * (_STEP_S[kind] + context / _BYTES_PER_S[kind])
+    work = flops / _FLOPS_PER_S[kind] + steps * context / _BYTES_PER_S[kind]
+    return work / num_gpus + steps * _STEP_S[kind]
 
 
 # --- in which order -------------------------------------------------------------------------------------------------
