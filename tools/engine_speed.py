@@ -1,6 +1,6 @@
 """Time the engine's own workloads on this GPU, each beside what the machine could do at best.
 
-    PYTHONPATH=src python tools/engine_speed.py --json engine_speed.json [--only w1,prefill] [--repeats 5] [--profile]
+    PYTHONPATH=src python tools/engine_speed.py --json engine_speed.json [--only w1,prefill] [--size 4B] [--profile]
 
 W1       256 requests of 512 prompt and 512 output tokens
 W2       256 requests of 100 to 1,024 prompt and output tokens each, uniformly drawn: 142,827 and 133,966 in all
@@ -11,10 +11,11 @@ startup  from the start of the process to the first token, weights read from dis
 
 Every repeat draws new prompts, repeat i from random.Random(i) (W2: 0 always), token ids 0 to 10,000; temperature 0.6,
 the stop token ignored. Time is wall clock around `LLM.generate`, after one warm-up that is not counted; all repeats are
-printed, and their median. The model is Qwen3-0.6B's shape with random weights, unless a folder is given.
+printed, and their median. The model is Qwen3-0.6B's shape with random weights, or another size's, or a folder's.
 
-Floor    (weights once a step + every key and value attended to) / read bandwidth + prompt FLOPs / matrix rate, the two
-         peaks measured here just before. `share` is floor / median: 100 % would be a perfect program.
+Floor    (weights once a step + every key and value attended to) / read bandwidth + FLOPs of prompt tokens that were not
+         cached / matrix rate, the two peaks measured here just before. `share` is floor / median: 100 % would be a
+         perfect program. Start-up has none: most of it is the import of libraries.
 --profile runs decode steps of W1 under the profiler: share of the time in which the device works, time by kernel.
 """
 
@@ -29,34 +30,63 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from nanoinfer import LLM, SamplingParams
+from nanoinfer.config import EngineConfig
+from nanoinfer.execution.build import load_model
+from nanoinfer.model.config import ModelConfig
+from nanoinfer.model.destinations import destinations
+from nanoinfer.model.ops import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from nanoinfer.model.config import ModelConfig
+    from nanoinfer.execution.profile import DeviceProfile
 
-QWEN3_06B = {
+QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
     "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 128,
     "max_position_embeddings": 40_960,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": True,
     "eos_token_id": 151_645,
+}
+SIZES: dict[str, dict[str, int]] = {
+    "0.6B": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "1.7B": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "4B": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
 }
 HIGHEST_TOKEN_ID = 10_000
 TEMPERATURE = 0.6
@@ -161,24 +191,29 @@ def device_seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def floor_seconds(workload: Workload, model: ModelConfig, weights_bytes: int, itemsize: int, peaks: Peaks) -> float:
-    """Return the least time that the workload needs if nothing is cached."""
+def floor_seconds(
+    workload: Workload, cached: list[int], model: ModelConfig, weights_bytes: int, itemsize: int, peaks: Peaks
+) -> float:
+    """Return the least time that the workload needs if so many tokens of each prompt are cached."""
     num_steps = max(workload.output_lengths) - 1
     attended = sum(
         (outputs - 1) * len(prompt) + (outputs - 1) * outputs // 2
         for prompt, outputs in zip(workload.prompts, workload.output_lengths, strict=True)
     )
     num_bytes = num_steps * weights_bytes + attended * model.kv_bytes_per_token(itemsize)
-    num_flops = sum(prompt_flops(len(prompt), model) for prompt in workload.prompts)
+    num_flops = sum(
+        prompt_flops(len(prompt), num_cached, model)
+        for prompt, num_cached in zip(workload.prompts, cached, strict=True)
+    )
     return num_bytes / peaks.read_bytes_per_s + num_flops / peaks.flops_per_s
 
 
-def prompt_flops(num_tokens: int, model: ModelConfig) -> float:
+def prompt_flops(num_tokens: int, num_cached: int, model: ModelConfig) -> float:
     """Products with all layers' matrices, visible pairs in attention, one row of logits."""
     attention = (model.qkv_heads + model.num_heads) * model.head_dim * model.hidden_size
     mlp = 3 * model.hidden_size * model.intermediate_size
-    pairs = num_tokens * (num_tokens + 1) // 2
-    layer = 2 * num_tokens * (attention + mlp) + 4 * pairs * model.num_heads * model.head_dim
+    pairs = (num_tokens * (num_tokens + 1) - num_cached * (num_cached + 1)) // 2
+    layer = 2 * (num_tokens - num_cached) * (attention + mlp) + 4 * pairs * model.num_heads * model.head_dim
     return model.num_layers * layer + 2 * model.hidden_size * model.vocab_size
 
 
@@ -187,14 +222,15 @@ def prompt_flops(num_tokens: int, model: ModelConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """All repeats of one workload. `floor_s` is None where a cache makes it meaningless."""
+    """All repeats of one workload; `share` is floor_s / median_s."""
 
     name: str
     seconds: list[float]
     median_s: float
     prompt_tokens: int
     output_tokens: int
-    floor_s: float | None
+    floor_s: float
+    share: float
     decode_launch_ms: float | None
     decode_device_ms: float | None
     replayed_steps: float
@@ -205,12 +241,11 @@ def time_workload(name: str, llm: LLM, repeats: int, peaks: Peaks) -> Timing:
     make = WORKLOADS[name]
     run(llm, make(1_000))
     llm.take_step_facts()
-    seconds = [run(llm, make(seed)) for seed in range(repeats)]
-    first = make(0)
+    runs = [run(llm, make(seed)) for seed in range(repeats)]
+    seconds, first = [run.seconds for run in runs], make(0)
     decodes = [step for step in llm.take_step_facts() if step.phase == "decode"]
-    floor_s = None
-    if not llm.config.prefix_cache:
-        floor_s = floor_seconds(first, llm.model_config, llm.memory().weights_bytes, llm.dtype.itemsize, peaks)
+    weights_bytes, itemsize = llm.memory().weights_bytes, llm.dtype.itemsize
+    floor_s = floor_seconds(first, runs[0].cached, llm.model_config, weights_bytes, itemsize, peaks)
     timing = Timing(
         name=name,
         seconds=seconds,
@@ -218,6 +253,7 @@ def time_workload(name: str, llm: LLM, repeats: int, peaks: Peaks) -> Timing:
         prompt_tokens=sum(map(len, first.prompts)),
         output_tokens=sum(first.output_lengths),
         floor_s=floor_s,
+        share=floor_s / statistics.median(seconds),
         decode_launch_ms=_median((step.launched_ns - step.begin_ns) / 1e6 for step in decodes),
         decode_device_ms=_median((step.device_ns or 0) / 1e6 for step in decodes),
         replayed_steps=sum(step.graph for step in decodes) / max(1, len(decodes)),
@@ -226,8 +262,15 @@ def time_workload(name: str, llm: LLM, repeats: int, peaks: Peaks) -> Timing:
     return timing
 
 
-def run(llm: LLM, workload: Workload) -> float:
-    """Run a workload from an empty prefix cache; wall-clock seconds."""
+class Run(NamedTuple):
+    """Wall-clock seconds of a workload, and how many tokens of each prompt were found in the prefix cache."""
+
+    seconds: float
+    cached: list[int]
+
+
+def run(llm: LLM, workload: Workload) -> Run:
+    """Run a workload from an empty prefix cache."""
     llm.reset_prefix_cache()
     settings = workload.settings
     torch.cuda.synchronize()
@@ -236,7 +279,7 @@ def run(llm: LLM, workload: Workload) -> float:
     seconds = time.perf_counter() - begin
     if [len(output.token_ids) for output in outputs] != workload.output_lengths:
         raise RuntimeError("a request ended at another length than it was asked for")
-    return seconds
+    return Run(seconds, [output.facts.num_cached_tokens for output in outputs])
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -246,7 +289,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 def print_timing(timing: Timing) -> None:
     """Print one line."""
-    share = f"{timing.floor_s / timing.median_s:6.1%} of floor" if timing.floor_s else ""
+    share = f"{timing.share:6.1%} of the floor's speed"
     spread = " ".join(f"{seconds:.4f}" for seconds in timing.seconds)
     rate = (timing.output_tokens if timing.output_tokens > len(timing.seconds) else 0) / timing.median_s
     step = (
@@ -268,53 +311,32 @@ def profile_decode(llm: LLM, num_requests: int) -> dict[str, Any]:
         llm.add_request(prompt, settings)
     for _ in range(240):
         llm.step()
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as trace:
-        for _ in range(PROFILED_STEPS):
-            llm.step()
-        torch.cuda.synchronize()
+    llm.start_profile()
+    for _ in range(PROFILED_STEPS):
+        llm.step()
+    profile = llm.stop_profile()[0]
     while llm.has_unfinished:
         llm.step()
-    return summarize(trace, f"decode of {num_requests} rows", PROFILED_STEPS)
+    return summarize(profile, f"decode of {num_requests} rows", PROFILED_STEPS)
 
 
 def profile_prefill(llm: LLM) -> dict[str, Any]:
     """Trace the prefill workload."""
-    workload = WORKLOADS["prefill"](0)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
-        run(llm, workload)
-        torch.cuda.synchronize()
-    return summarize(trace, "prefill", 1)
+    llm.start_profile()
+    run(llm, WORKLOADS["prefill"](0))
+    return summarize(llm.stop_profile()[0], "prefill", 1)
 
 
-def summarize(trace: torch.profiler.profile, label: str, num_steps: int) -> dict[str, Any]:
-    """Unite the intervals of everything that ran on the device, and print them by name."""
-    events = [
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in trace.events()  # type: ignore[no-untyped-call]
-        if event.device_type.name == "CUDA" and event.time_range.elapsed_us() > 0
-    ]
-    events.sort()
-    busy, reached = 0.0, events[0][0]
-    by_name: dict[str, list[float]] = defaultdict(list)
-    for begin, end, name in events:
-        busy += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-        by_name[name].append(end - begin)
-    span = reached - events[0][0]
-    print(f"-- {label}: device busy {busy / span:.2%} of {span / 1e3:.1f} ms, {len(events)} events", flush=True)
-    ranked = sorted(by_name.items(), key=lambda item: -sum(item[1]))
-    for name, durations in ranked[:KERNELS_SHOWN]:
-        print(
-            f"   {sum(durations) / num_steps:9.1f} us/step {len(durations) / num_steps:7.1f} x "
-            f"{statistics.median(durations):8.2f} us  {name[:80]}"
-        )
-    return {
-        "label": label,
-        "busy_share": busy / span,
-        "span_us": span,
-        "kernels": {name: {"count": len(times), "total_us": sum(times)} for name, times in ranked},
-    }
+def summarize(profile: DeviceProfile | None, label: str, num_steps: int) -> dict[str, Any]:
+    """Print the share of the time in which the device works, and its time by kernel."""
+    if profile is None:
+        raise RuntimeError("nothing was recorded; profiles need a GPU")
+    busy_share = profile.busy_ns / profile.span_ns
+    print(f"-- {label}: device busy {busy_share:.2%} of {profile.span_ns / 1e6:.1f} ms", flush=True)
+    ranked = sorted(profile.kernels_ns.items(), key=lambda item: -item[1])
+    for name, nanoseconds in ranked[:KERNELS_SHOWN]:
+        print(f"   {nanoseconds / 1e3 / num_steps:9.1f} us/step  {name[:80]}")
+    return {"label": label, "steps": num_steps, "busy_share": busy_share} | asdict(profile)
 
 
 # --- start-up ---------------------------------------------------------------------------------------------------------
@@ -324,16 +346,12 @@ def write_checkpoint(folder: Path, source: Path) -> None:
     """Write random weights of the model in `source` as a checkpoint in bfloat16."""
     from safetensors.torch import save_file  # noqa: PLC0415  only this section needs it
 
-    from nanoinfer.model.destinations import destinations  # noqa: PLC0415  likewise
-
     (folder / "config.json").write_text((source / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
-    options = {"weights": "synthetic", "dtype": "bfloat16", "num_kv_blocks": 4096, "cuda_graphs": False}
-    with LLM(str(source), **options, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64) as llm:
-        model = llm._engine.execution.runner.model  # noqa: SLF001  no public way leads to the weights
-        tensors = {
-            name: place.view.cpu().contiguous().clone()
-            for name, place in destinations(model, llm.model_config).items()
-        }
+    config, model_config = EngineConfig(model=str(source), weights="synthetic"), ModelConfig.from_folder(source)
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    model = load_model(config, model_config, source, device=device, dtype=dtype, num_positions=1, ops=REFERENCE)
+    places = destinations(model, model_config)
+    tensors = {name: place.view.cpu().contiguous().clone() for name, place in places.items()}
     save_file(tensors, str(folder / "model.safetensors"))
 
 
@@ -391,7 +409,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as own:
         if arguments.model is None:
-            Path(own, "config.json").write_text(json.dumps(QWEN3_06B), encoding="utf-8")
+            Path(own, "config.json").write_text(json.dumps(QWEN3 | SIZES[arguments.size]), encoding="utf-8")
         record = measure(arguments, arguments.model or Path(own))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -403,6 +421,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder with a config.json")
+    parser.add_argument("--size", choices=SIZES, default="0.6B", help="of Qwen3, where no folder is given")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"comma-separated: {', '.join(SECTIONS)}")
     parser.add_argument("--repeats", type=int, default=5)
@@ -423,6 +442,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the chosen sections and return everything that was found."""
     chosen = [section for section in SECTIONS if section in arguments.only.split(",")]
     record: dict[str, Any] = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
+    record["model"] = str(arguments.model or f"Qwen3 {arguments.size}, random weights")
     if "startup" in chosen:
         record["startup"] = time_startup(folder, arguments.dtype, arguments.repeats)
     if not set(chosen) & set(WORKLOADS):

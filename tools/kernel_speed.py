@@ -26,7 +26,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-cold-")  # read when triton is imported
 
@@ -35,9 +35,11 @@ import triton
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from nanoinfer.kernels import fused, paged_decode, paged_prefill, reference, sampling, store_kv
-from nanoinfer.kernels.paged_decode import DecodeTuning
-from nanoinfer.kernels.paged_prefill import PrefillTuning
+from nanoinfer.kernels import fused, reference, sampling
+from nanoinfer.kernels.decode_attention import Cuts, DecodeTuning, decode_attention
+from nanoinfer.kernels.linear import LinearTuning, early_linear, linear_tuning
+from nanoinfer.kernels.prefill_attention import PrefillTuning, prefill_attention
+from nanoinfer.kernels.store_kv import norm_rotary_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,10 +48,11 @@ if TYPE_CHECKING:
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCABULARY = 16, 8, 128, 1024, 3072, 151_936
 SCALE: float = HEAD_DIM**-0.5
+EPS = 1e-6
 ROTATION_BYTES = 256 * 2**20  # several times the L2 of any GPU so far
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-SECTIONS = ("check", "decode", "prefill", "fused", "sampling")
+SECTIONS = ("check", "decode", "prefill", "linear", "fused", "sampling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,27 +269,60 @@ def check_attention(session: Session, dtype: torch.dtype) -> None:
         check_prefill(session, paged, lengths, dtype, f"block {block_size}")
 
 
+def new_tokens(
+    paged: Paged, query_lens: Sequence[int], dtype: torch.dtype, table: Tensor | None = None
+) -> dict[str, Any]:
+    """Return the arguments that both attention kernels begin with: the last `query_lens` tokens of every context."""
+    device, lengths = paged.context_lens.device, paged.context_lens.tolist()
+    table = paged.tables[0] if table is None else table
+    ranges = [torch.arange(n - new, n) for n, new in zip(lengths, query_lens, strict=True)]
+    rows = torch.repeat_interleave(torch.tensor(query_lens)).to(device)
+    positions = torch.cat(ranges).to(device)
+    block_size = paged.key_blocks.shape[1]
+    slots = table[rows, positions // block_size].long() * block_size + positions % block_size
+    qkv = torch.randn(len(positions), (HEADS + 2 * KV_HEADS) * HEAD_DIM, device=device, dtype=dtype)
+    norm = torch.ones(HEAD_DIM, device=device, dtype=dtype)
+    return {
+        "qkv": qkv,
+        "q_norm": norm,
+        "k_norm": norm,
+        "eps": EPS,
+        "cos_sin": rotation_table(device),
+        "positions": positions,
+        "key_blocks": paged.key_blocks,
+        "value_blocks": paged.value_blocks,
+        "slot_mapping": slots,
+        "block_table": table,
+        "context_lens": paged.context_lens,
+        "scale": SCALE,
+    }
+
+
+def in_float32(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Copy what is stored in 16 bits, caches too, so that a reference neither rounds nor writes to the same place."""
+    return {
+        name: argument.float() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+        for name, argument in arguments.items()
+    }
+
+
 def check_decode(session: Session, paged: Paged, dtype: torch.dtype, name: str) -> None:
-    """Compare decode in one part and in several."""
-    query = torch.randn(len(paged.context_lens), HEADS, HEAD_DIM, device=session.device, dtype=dtype)
-    keys, values, table, lengths = paged.key_blocks, paged.value_blocks, paged.tables[0], paged.context_lens
-    expected = reference.paged_decode(query.float(), keys.float(), values.float(), table, lengths, SCALE)
-    for splits in (1, 2, 32):
-        out = paged_decode.paged_decode(query, keys, values, table, lengths, SCALE, num_splits=splits)
-        session.check(f"decode {name} splits {splits}", dtype, out, expected)
+    """Compare decode in whole contexts and in parts."""
+    first = new_tokens(paged, [1] * len(paged.context_lens), dtype)
+    expected = reference.decode_attention(**in_float32(first))
+    for cuts in (Cuts(1, 1), Cuts(100, 32), None):
+        out = decode_attention(**first, cuts=cuts)
+        session.check(f"decode {name} {cuts}", dtype, out, expected)
 
 
 def check_prefill(session: Session, paged: Paged, context_lens: list[int], dtype: torch.dtype, name: str) -> None:
     """Compare whole prompts and, in every other row, all but 100 cached tokens."""
     query_lens = [max(1, length - 100) if row % 2 else length for row, length in enumerate(context_lens)]
     starts = torch.tensor([0, *query_lens]).cumsum(0).to(session.device, torch.int32)
-    query = torch.randn(sum(query_lens), HEADS, HEAD_DIM, device=session.device, dtype=dtype)
-    keys, values, table, lengths = paged.key_blocks, paged.value_blocks, paged.tables[0], paged.context_lens
-    longest = max(query_lens)
-    out = paged_prefill.paged_prefill(query, keys, values, table, starts, lengths, longest, SCALE)
-    keys, values = keys.float(), values.float()
-    expected = reference.paged_prefill(query.float(), keys, values, table, starts, lengths, longest, SCALE)
-    session.check(f"prefill {name}", dtype, out, expected)
+    first = new_tokens(paged, query_lens, dtype)
+    first |= {"query_starts": starts, "max_query_len": max(query_lens)}
+    expected = reference.prefill_attention(**in_float32(first))
+    session.check(f"prefill {name}", dtype, prefill_attention(**first), expected)
 
 
 def check_fused(session: Session, dtype: torch.dtype) -> None:
@@ -301,23 +337,13 @@ def check_fused(session: Session, dtype: torch.dtype) -> None:
     session.check("rms_norm", dtype, fused.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
     gate_up = torch.randn(num_tokens, 2 * INTERMEDIATE, device=device).to(dtype)
     session.check("silu_and_mul", dtype, fused.silu_and_mul(gate_up), reference.silu_and_mul(gate_up))
-    for norms in (torch.randn(2, HEAD_DIM, device=device).to(dtype), (None, None)):
-        qkv = torch.randn(num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM, device=device).to(dtype)
-        positions = torch.randint(0, 40_960, (num_tokens,), device=device)
-        slots = torch.randperm(1024, device=device)[:num_tokens]
-        ours = torch.zeros(2, 16, 64, KV_HEADS, HEAD_DIM, device=device, dtype=dtype)
-        theirs = ours.clone()
-        first = qkv, norms[0], norms[1], 1e-6, rotation_table(device), positions
-        query = fused.qk_norm_rotary_store(*first, ours[0], ours[1], slots)
-        expected_query = reference.qk_norm_rotary_store(*first, theirs[0], theirs[1], slots)
-        name = "without norm" if norms[0] is None else "with norm"
-        session.check(f"qk_norm_rotary_store, query, {name}", dtype, query, expected_query)
-        session.check(f"qk_norm_rotary_store, cache, {name}", dtype, ours, theirs)
-    heads = qkv.view(num_tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)
-    key, value = heads[:, HEADS:-KV_HEADS], heads[:, -KV_HEADS:]
-    store_kv.store_kv(key, value, ours[0], ours[1], slots)
-    reference.store_kv(key, value, theirs[0], theirs[1], slots)
-    session.check("store_kv", dtype, ours, theirs, tolerance=0.0)
+    x, weight = (
+        torch.randn(num_tokens, HIDDEN, device=device).to(dtype),
+        torch.randn(96, HIDDEN, device=device).to(dtype),
+    )
+    product = early_linear(x, weight, None, LinearTuning(64, 32, 128, 4, 3))
+    tolerance = 1e-3 if dtype == torch.float32 else None  # in float32 an engine takes another product
+    session.check("early_linear", dtype, product, x.double() @ weight.double().T, tolerance)
 
 
 def check_sampling(session: Session, dtype: torch.dtype) -> None:
@@ -344,20 +370,15 @@ def time_decode(session: Session) -> None:
     for block_size in (16, 32, 256):
         decode_case(session, "256 x 576", uniform, block_size)
     decode_case(session, "256 x 576", uniform, 64, head_major=True)
-    decode_case(session, "256 x 576", uniform, 64, num_splits=2)
-    decode_case(session, "256 x 768", [768] * 256, 64)
     ragged = random_lengths(256, 100, 2047)
-    for splits in (1, 2, 4):
-        decode_case(session, "256 x 100-2047", ragged, 64, num_splits=splits)
+    for cuts in (None, Cuts(1, 1), Cuts(150, 32), Cuts(300, 32), Cuts(600, 32)):
+        decode_case(session, "256 x 768", [768] * 256, 64, cuts=cuts)
+        decode_case(session, "256 x 100-2047", ragged, 64, cuts=cuts)
+        decode_case(session, "64 x 100-2047", ragged[:64], 64, cuts=cuts)
+        decode_case(session, "1 x 576", [576], 64, cuts=cuts)
+        decode_case(session, "1 x 16384", [16_384], 64, cuts=cuts)
     for batch_size in (1, 2, 4, 8, 16, 32, 64, 128):
         decode_case(session, f"{batch_size} x 576", [576] * batch_size, 64)
-    for splits in (1, 4, 8, 16, 32):
-        decode_case(session, "1 x 576", [576], 64, num_splits=splits)
-        decode_case(session, "16 x 576", [576] * 16, 64, num_splits=splits)
-    for tuning in (DecodeTuning(16, 1, 4), DecodeTuning(32, 2, 2), DecodeTuning(64, 4, 2), DecodeTuning(64, 4, 3)):
-        decode_case(session, "1 x 576", [576], 64, num_splits=16, tuning=tuning)
-        decode_case(session, "1 x 16384", [16_384], 64, num_splits=32, tuning=tuning)
-    decode_case(session, "1 x 16384", [16_384], 64)
     decode_case(session, "256 x 576 float32", uniform, 64, dtype=torch.float32)
 
 
@@ -384,7 +405,7 @@ def decode_case(
     block_size: int,
     *,
     tuning: DecodeTuning | None = None,
-    num_splits: int | None = None,
+    cuts: Cuts | None = None,
     head_major: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
@@ -393,21 +414,14 @@ def decode_case(
     paged = make_paged(
         context_lens, block_size, dtype, session.device, num_tables=copies(num_bytes), head_major=head_major
     )
-    query = torch.randn(len(context_lens), HEADS, HEAD_DIM, device=session.device, dtype=dtype)
-
-    attend = partial(
-        paged_decode.paged_decode,
-        query,
-        paged.key_blocks,
-        paged.value_blocks,
-        context_lens=paged.context_lens,
-        scale=SCALE,
-        num_splits=num_splits,
-        tuning=tuning,
-    )
-    calls = [partial(attend, block_table=table) for table in paged.tables]
+    ones = [1] * len(context_lens)
+    calls = [
+        partial(decode_attention, **new_tokens(paged, ones, dtype, table), cuts=cuts, tuning=tuning)
+        for table in paged.tables
+    ]
     shaped = f"{tuning.tile_keys}k {tuning.num_warps}w {tuning.num_stages}s" if tuning else "default"
-    variant = f"block {block_size}{' head-major' if head_major else ''} splits {num_splits or 'auto'} {shaped}"
+    layout = f"block {block_size}{' head-major' if head_major else ''}"
+    variant = f"{layout} cuts {tuple(cuts) if cuts else 'default'} {shaped}"
     session.time("decode", shape, variant, calls, num_bytes=num_bytes)
 
 
@@ -465,18 +479,11 @@ def prefill_case(
     """Time one prefill variant."""
     paged = make_paged(context_lens, block_size, torch.bfloat16, session.device)
     starts = torch.tensor([0, *query_lens]).cumsum(0).to(session.device, torch.int32)
-    query = torch.randn(sum(query_lens), HEADS, HEAD_DIM, device=session.device, dtype=torch.bfloat16)
-
     call = partial(
-        paged_prefill.paged_prefill,
-        query,
-        paged.key_blocks,
-        paged.value_blocks,
-        paged.tables[0],
-        starts,
-        paged.context_lens,
-        max(query_lens),
-        SCALE,
+        prefill_attention,
+        **new_tokens(paged, query_lens, torch.bfloat16),
+        query_starts=starts,
+        max_query_len=max(query_lens),
         tuning=tuning,
     )
     shaped = (
@@ -492,7 +499,7 @@ def time_fused(session: Session) -> None:
     for num_tokens in (1, 256, 16_384):
         time_norm(session, num_tokens)
         time_silu(session, num_tokens)
-        time_qkv(session, num_tokens)
+        time_store(session, num_tokens)
 
 
 def time_norm(session: Session, num_tokens: int) -> None:
@@ -518,19 +525,38 @@ def time_silu(session: Session, num_tokens: int) -> None:
     session.time("silu_and_mul", f"{num_tokens} tokens", "default", calls, num_bytes=num_bytes)
 
 
-def time_qkv(session: Session, num_tokens: int) -> None:
-    """Time head normalization, rotation and store: the projection in, the query and the cache out."""
+def time_store(session: Session, num_tokens: int) -> None:
+    """Time normalization, rotation and store of keys and values: part of the projection in, the cache out."""
     width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    num_bytes = 2 * num_tokens * width * 2
+    num_bytes = 2 * num_tokens * 2 * KV_HEADS * HEAD_DIM * 2
     device = session.device
     sets = [torch.randn(num_tokens, width, device=device, dtype=torch.bfloat16) for _ in range(copies(num_bytes))]
-    norms = torch.randn(2, HEAD_DIM, device=device, dtype=torch.bfloat16)
+    norm = torch.randn(HEAD_DIM, device=device, dtype=torch.bfloat16)
     cos_sin, positions = rotation_table(device), torch.arange(num_tokens, device=device) % 512
     cache = torch.zeros(2, num_tokens // 64 + 1, 64, KV_HEADS, HEAD_DIM, device=device, dtype=torch.bfloat16)
     slots = torch.randperm(cache.shape[1] * 64, device=device)[:num_tokens]
-    rest = norms[0], norms[1], 1e-6, cos_sin, positions, cache[0], cache[1], slots
-    calls = [partial(fused.qk_norm_rotary_store, qkv, *rest) for qkv in sets]
-    session.time("qk_norm_rotary", f"{num_tokens} tokens", "default", calls, num_bytes=num_bytes)
+    rest = norm, EPS, cos_sin, positions, cache[0], cache[1], slots
+    calls = [partial(norm_rotary_store, qkv, *rest) for qkv in sets]
+    session.time("norm_rotary_store", f"{num_tokens} tokens", "default", calls, num_bytes=num_bytes)
+
+
+def time_linear(session: Session) -> None:
+    """Time the product before attention at decode batches, beside cuBLAS."""
+    outputs = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    num_bytes = outputs * HIDDEN * 2
+    weights = [
+        torch.randn(outputs, HIDDEN, device=session.device, dtype=torch.bfloat16) for _ in range(copies(num_bytes))
+    ]
+    for num_rows in (8, 16, 32, 64, 128, 256):
+        x = torch.randn(num_rows, HIDDEN, device=session.device, dtype=torch.bfloat16)
+        calls: list[Call] = [partial(torch.nn.functional.linear, x, weight) for weight in weights]
+        session.time("linear", f"{num_rows} rows", "cuBLAS", calls, num_bytes=num_bytes)
+        for tuning in (linear_tuning(num_rows), *LINEAR_TUNINGS):
+            calls = [partial(early_linear, x, weight, None, tuning) for weight in weights]
+            session.time("linear", f"{num_rows} rows", str(tuple(tuning)), calls, num_bytes=num_bytes)
+
+
+LINEAR_TUNINGS = (LinearTuning(64, 64, 128, 4, 3), LinearTuning(128, 128, 64, 8, 4), LinearTuning(32, 64, 128, 4, 3))
 
 
 def time_sampling(session: Session) -> None:
@@ -572,7 +598,7 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
     begin = time.monotonic()
     peaks = measure_peaks(session)
-    actions = (check_kernels, time_decode, time_prefill, time_fused, time_sampling)
+    actions = (check_kernels, time_decode, time_prefill, time_linear, time_fused, time_sampling)
     for section, action in zip(SECTIONS, actions, strict=True):
         if section in chosen:
             section_begin = time.monotonic()

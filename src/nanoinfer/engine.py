@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from nanoinfer.scheduling.scheduler import Scheduler
 
 
+# Nobody need ever take the facts of steps: an engine that serves for days keeps the latest only, some 60 MB of them.
+MAX_STEP_FACTS = 1 << 18
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
     """A step that the device works on; `begin_ns` and `launched_ns` as in StepFacts."""
@@ -83,7 +87,7 @@ class Engine:
         self.depth = 2 if overlap else 1
         self._profiler = Profiler(execution.device)
         self._intake = Intake(self.scheduler, model_config.vocab_size)
-        self._step_facts: list[StepFacts] = []
+        self._step_facts: deque[StepFacts] = deque(maxlen=MAX_STEP_FACTS)
 
     def _start_over(self) -> None:
         """Forget all requests, all plans in flight, and what the cache holds."""
@@ -158,8 +162,9 @@ class Engine:
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def take_step_facts(self) -> tuple[StepFacts, ...]:
-        """Return the facts of all steps committed since the last call, and forget them."""
-        facts, self._step_facts = tuple(self._step_facts), []
+        """Return the facts of the steps committed since the last call, MAX_STEP_FACTS at most, and forget them."""
+        facts = tuple(self._step_facts)
+        self._step_facts.clear()
         return facts
 
     @property

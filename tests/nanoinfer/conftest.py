@@ -58,7 +58,7 @@ def _one_thread():
 class TinyModel:
     """A random model in float32: its folder, and transformers' greedy answers as the expected ones."""
 
-    def __init__(self, folder, shape):
+    def __init__(self, folder, shape, **changed):
         import transformers  # noqa: PLC0415  costs seconds that most tests need not pay
 
         family, settings = SHAPES[shape]
@@ -69,7 +69,7 @@ class TinyModel:
             "num_hidden_layers": 2,
             "max_position_embeddings": MAX_LEN,
         }
-        config = getattr(transformers, f"{family}Config")(**(defaults | settings))
+        config = getattr(transformers, f"{family}Config")(**(defaults | settings | changed))
         torch.manual_seed(7)
         self.model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
         self._spread()
@@ -88,9 +88,13 @@ class TinyModel:
                 else:
                     parameter.normal_(0.0, 0.3)
 
-    @torch.no_grad()
     def _greedy(self, prompt, max_tokens):
-        ids = torch.tensor([prompt])
+        return self.greedy_batch([prompt], max_tokens)[0]
+
+    @torch.no_grad()
+    def greedy_batch(self, prompts, max_tokens):
+        """Continue prompts of one length."""
+        ids = torch.tensor(prompts)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -99,13 +103,19 @@ class TinyModel:
             pad_token_id=0,
             eos_token_id=None,
         )
-        return tuple(out[0, len(prompt) :].tolist())
+        return [tuple(row) for row in out[:, ids.shape[1] :].tolist()]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def make_tiny(tmp_path_factory):
+    """make_tiny(shape, **changed) -> TinyModel, made once a session; `changed` are fields of its config."""
+    return functools.cache(lambda shape, **changed: TinyModel(tmp_path_factory.mktemp(shape), shape, **changed))
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny):
     """tiny(shape) -> TinyModel, made once a session."""
-    return functools.cache(lambda shape: TinyModel(tmp_path_factory.mktemp(shape), shape))
+    return make_tiny
 
 
 @pytest.fixture(scope="session")

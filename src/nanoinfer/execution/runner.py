@@ -224,10 +224,11 @@ class Runner:
         """Forward pass, then sampling; returns the ids (S,) int64 and keeps them as the slots' last tokens."""
         self.slots.update(batch)
         token_ids = torch.cat((self.slots.last_tokens[batch.decode_slots], batch.prefill_token_ids))
-        hidden = self.model(token_ids, self._attention_inputs(batch), self.kv_cache)
-        if not len(batch.sample_tokens):
+        wanted = batch.sample_tokens if len(batch.sample_tokens) else None
+        hidden = self.model(token_ids, self._attention_inputs(batch), self.kv_cache, wanted)
+        if wanted is None:
             return batch.sample_tokens
-        logits = self.model.logits(hidden[batch.sample_tokens])
+        logits = self.model.logits(hidden)
         sampled = self._choose(logits, self._sampling_inputs(batch, restricted=restricted))
         self.slots.last_tokens[batch.sample_slots] = sampled
         return sampled

@@ -1,47 +1,82 @@
 """Decode attention from the fused projection on, in Triton: normalize, rotate, store, attend in one kernel.
 
 Decoding is bound by memory: every cached key and value is read once and used for `group` query heads only. So the
-kernel is built to keep loads in flight: small tiles of keys, deep software pipelining, few warps, many programs. The
-new token never travels through memory: its key and value join the softmax from registers, while they are written to
-the cache for the steps to come.
+kernel is built to keep loads in flight: small tiles of keys, software pipelining, few warps, many programs. The new
+token never travels through memory: its key and value join the softmax from registers, while they are written to the
+cache for the steps to come.
 
-Large batches fill the device with one program per (sequence, KV head). Small batches split each context over several
-programs (flash-decoding, Dao et al., 2023); the program that arrives last at a counter merges the parts, so that a
-split costs no second launch. The grid depends on host-known sizes alone, lengths are read on the device: a captured
-CUDA graph stays valid while contexts grow.
+A large batch fills the device with one program per (sequence, KV head). A small one has its contexts cut into parts of
+about the same length (flash-decoding, Dao et al., 2023), the longest into most; the program that arrives last at the
+counter of its context merges the parts. The grid depends on the batch size and the device alone, lengths are read on
+the device: a captured CUDA graph stays valid while contexts grow.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanoinfer.kernels.launch import early_launch
-from nanoinfer.kernels.paged_decode import (
-    MAX_SPLITS,
-    MIN_DOT_ROWS,
-    DecodeTuning,
-    _arrivals,
-    _merge_splits,
-    decode_tuning,
-    key_offsets,
-    load_blocks,
-    num_context_splits,
-    num_multiprocessors,
-    tile_blocks,
-)
+from nanoinfer.kernels.launch import early_launch, num_multiprocessors, prefetch
+from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
+from nanoinfer.kernels.rotation import norm_rotary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FULL_PROGRAMS = 8  # whole contexts a multiprocessor; beyond, cutting them only costs
+PROGRAMS_PER_MULTIPROCESSOR = 18  # parts: three times as many as run at the same time, so that they end together
+SPREAD_PROGRAMS = 4  # what a few contexts are cut for, where equal ends matter less than few parts
+LEAST_CUTS, MOST_CUTS = 8, 32  # bounds of how often a context may be cut
+ROWS_AT_ONCE = 256  # contexts that a program looks at together
+COUNTERS = 2**17  # (sequence, KV head) pairs of a launch
+LINE = tl.constexpr(128)  # bytes of a cache line
 
-FEW_SPLITS = tl.constexpr(8)  # up to so many, a split has to be worth its merging
-LEAST_TILES = tl.constexpr(8)
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How a program is shaped: keys of one tile (a power of two, at least 16), warps, pipeline stages."""
+
+    tile_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def decode_tuning(dtype: torch.dtype, *, whole: bool) -> DecodeTuning:
+    """Return a tile shape for whole contexts or parts; tools/kernel_speed.py times its rivals.
+
+    Exact float32 products use no tensor cores and need registers instead.
+    """
+    if dtype == torch.float32:
+        return DecodeTuning(16, 4, 2)
+    return DecodeTuning(32, 1, 2) if whole else DecodeTuning(32, 2, 3)
+
+
+class Cuts(NamedTuple):
+    """How contexts are cut: into about `even_parts` in all, for each KV head, and one into at most `most`."""
+
+    even_parts: int
+    most: int
+
+    def num_programs(self, batch_size: int) -> int:
+        """Return a bound of the number of parts: every context has one, and one more for each whole length of one."""
+        return batch_size if self.most == 1 else min(batch_size + self.even_parts, batch_size * self.most)
+
+
+def context_cuts(batch_size: int, num_kv_heads: int, multiprocessors: int) -> Cuts:
+    """Choose how to cut the contexts of a batch; all arguments are known when a CUDA graph is captured."""
+    pairs = batch_size * num_kv_heads
+    if pairs > multiprocessors * FULL_PROGRAMS:
+        return Cuts(even_parts=1, most=1)
+    even_parts = max(1, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_kv_heads)
+    spread = multiprocessors * SPREAD_PROGRAMS // pairs
+    return Cuts(even_parts, min(max(spread, LEAST_CUTS), MOST_CUTS))
 
 
 def decode_attention(
@@ -57,8 +92,8 @@ def decode_attention(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
-    max_context_len: int | None = None,
-    num_splits: int | None = None,
+    max_context_len: int | None = None,  # noqa: ARG001  the reference's parameter
+    cuts: Cuts | None = None,
     tuning: DecodeTuning | None = None,
 ) -> Tensor:
     """Store one new token per sequence and attend from it to its sequence.
@@ -66,22 +101,19 @@ def decode_attention(
     qkv (B, (Hq + 2 Hkv) * D), q_norm, k_norm, eps, cos_sin, positions, slot_mapping as in `qk_norm_rotary_store`;
     key/value blocks (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, entries behind a context are
     not read; context_lens (B,) int32 counts the new token, 0 marks a padded row, whose result is of no use. Returns
-    (B, Hq, D) in qkv's dtype; accumulates in float32; float32 products are exact, not tf32. max_context_len is an upper
-    bound of the contexts; `num_splits` and `tuning` override what `num_context_splits` and `decode_tuning` choose.
+    (B, Hq, D) in qkv's dtype; accumulates in float32; float32 products are exact, not tf32. `cuts` and
+    `tuning` override what `context_cuts` and `decode_tuning` choose.
     """
     batch_size = len(qkv)
     _, block_size, num_kv_heads, head_dim = key_blocks.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    splits = num_splits or num_context_splits(
-        batch_size,
-        num_kv_heads,
-        max_context_len or block_table.shape[1] * block_size,
-        num_multiprocessors(qkv.device),
-    )
-    tuning = tuning or decode_tuning(qkv.dtype, splits)
+    cuts = cuts or context_cuts(batch_size, num_kv_heads, num_multiprocessors(qkv.device))
+    whole = cuts.most == 1
+    tuning = tuning or decode_tuning(qkv.dtype, whole=whole)
     out = torch.empty((batch_size, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
-    num_parts = batch_size * num_heads * splits if splits > 1 else 0
-    _attention_kernel[(num_kv_heads, splits, batch_size)](
+    num_programs = cuts.num_programs(batch_size)
+    num_rows = 0 if whole else num_programs * num_heads
+    _attention_kernel[(num_kv_heads, num_programs)](
         qkv,
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
@@ -94,10 +126,13 @@ def decode_attention(
         block_table,
         context_lens,
         out,
-        torch.empty(num_parts * head_dim, dtype=torch.float32, device=qkv.device),
-        torch.empty(num_parts, dtype=torch.float32, device=qkv.device),
+        torch.empty(num_rows * head_dim, dtype=torch.float32, device=qkv.device),
+        torch.empty(num_rows, dtype=torch.float32, device=qkv.device),
         _arrivals(qkv.device),
         scale * math.log2(math.e),
+        batch_size,
+        cuts.even_parts,
+        cuts.most,
         qkv.stride(0),
         key_blocks.stride(0),
         key_blocks.stride(1),
@@ -109,54 +144,95 @@ def decode_attention(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         TILE=tuning.tile_keys,
-        SPLIT=splits > 1,
-        MAX_SPLITS=MAX_SPLITS,
         NORM=q_norm is not None,
+        WHOLE=whole,
+        MOST_PARTS=MOST_CUTS,
+        ROWS_AT_ONCE=ROWS_AT_ONCE,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
-        **(early_launch(qkv.device) if splits > 1 else {"EARLY": False}),  # a full device has no room to begin early
+        **early_launch(qkv.device),
     )
     return out
 
 
-@triton.jit
-def _norm_rotary(heads, weight, is_head, eps, cos_sin, position, HEAD_DIM: tl.constexpr, NORM: tl.constexpr):
-    """Load heads (pointers to their first elements, (R,)), normalize them and rotate the pairs (i, i + D/2).
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Count finished parts of each (sequence, KV head): int32, zero before and after every launch.
 
-    Returns (R, D) float32. The other half of each pair is loaded beside it, so that nothing has to change places.
+    One for a device, so launches of one device must follow each other on one stream, as an engine's layers do.
     """
-    HALF: tl.constexpr = HEAD_DIM // 2
-    dim = tl.arange(0, HEAD_DIM)
-    other_dim = (dim + HALF) % HEAD_DIM
-    values = tl.load(heads[:, None] + dim[None, :], mask=is_head[:, None], other=0.0).to(tl.float32)
-    others = tl.load(heads[:, None] + other_dim[None, :], mask=is_head[:, None], other=0.0).to(tl.float32)
-    if NORM:
-        inverse = tl.rsqrt(tl.sum(values * values, 1) / HEAD_DIM + eps)[:, None]
-        values = values * inverse * tl.load(weight + dim).to(tl.float32)[None, :]
-        others = others * inverse * tl.load(weight + other_dim).to(tl.float32)[None, :]
-    cos = tl.load(cos_sin + position * HEAD_DIM + dim % HALF)
-    sin = tl.load(cos_sin + position * HEAD_DIM + HALF + dim % HALF)
-    sin = tl.where(dim < HALF, -sin, sin)
-    return values * cos[None, :] + others * sin[None, :]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "decode_attention was first called while a CUDA graph is captured; run it once before the capture"
+        )
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
 @triton.jit
-def _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2):
-    """Fold a tile of keys and values into the running softmax."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    scores = tl.where(is_key[None, :], scores, float("-inf"))
-    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-    correction = tl.exp2(maximum - new_maximum)
-    weights = tl.exp2(scores - new_maximum[:, None])
-    denominator = denominator * correction + tl.sum(weights, 1)
-    accumulator = accumulator * correction[:, None]
-    accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
-    return new_maximum, denominator, accumulator
+def _num_tiles(context_len, TILE: tl.constexpr):
+    """Tiles of the cached keys, which exclude the new token; at least one, so that every row has a program."""
+    return tl.maximum(tl.cdiv(context_len - 1, TILE), 1)
 
 
-# Slices of per-step inputs begin anywhere and tables are of any width: neither may ask for another compilation.
+@triton.jit
+def _find_part(context_lens, num_seqs, even_parts, most_cuts, index, TILE: tl.constexpr, CHUNK: tl.constexpr):
+    """Return (sequence, its first part's index, most tiles of a part); part `index` of the batch is that sequence's.
+
+    Where the index is beyond the last part, the sequence is num_seqs. All contexts are read at once, many to a thread:
+    a search would wait for one load after the other.
+    """
+    row = tl.arange(0, CHUNK)
+    total = 0
+    for start in range(0, num_seqs, CHUNK):
+        is_row = start + row < num_seqs
+        tiles = _num_tiles(tl.load(context_lens + start + row, mask=is_row, other=0), TILE)
+        total += tl.sum(tl.where(is_row, tiles, 0), 0)
+    part_tiles = tl.cdiv(total, even_parts)
+    seq = 0
+    first = 0
+    before = 0
+    for start in range(0, num_seqs, CHUNK):
+        is_row = start + row < num_seqs
+        tiles = _num_tiles(tl.load(context_lens + start + row, mask=is_row, other=0), TILE)
+        parts = tl.where(is_row, tl.minimum(tl.cdiv(tiles, part_tiles), most_cuts), 0)
+        is_passed = is_row & (before + tl.cumsum(parts, 0) <= index)
+        seq += tl.sum(is_passed.to(tl.int32), 0)
+        first += tl.sum(tl.where(is_passed, parts, 0), 0)
+        before += tl.sum(parts, 0)
+    return seq, first, part_tiles
+
+
+@triton.jit
+def _merge_parts(
+    outputs,
+    log_sums,
+    first_row,
+    num_parts,
+    out_row,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MOST_PARTS: tl.constexpr,
+):
+    """Weigh the parts of one (sequence, KV head) by their softmax denominators and store the sum, head by head."""
+    part = tl.arange(0, MOST_PARTS)
+    dim = tl.arange(0, HEAD_DIM)
+    live = part < num_parts
+    for head in range(GROUP):
+        rows = first_row + part * GROUP + head
+        # .cg reads the L2: the parts were written by other multiprocessors, whose L1 is not ours
+        log_sum = tl.load(log_sums + rows, mask=live, other=float("-inf"), cache_modifier=".cg")
+        weight = tl.exp2(log_sum - tl.max(log_sum, 0))
+        parts = tl.load(
+            outputs + rows[:, None] * HEAD_DIM + dim[None, :], mask=live[:, None], other=0.0, cache_modifier=".cg"
+        )
+        merged = tl.sum(parts * weight[:, None], 0) / tl.sum(weight, 0)
+        tl.store(out_row + head * HEAD_DIM + dim, merged.to(out_row.dtype.element_ty))
+
+
+# Batches differ in size, slices of per-step inputs begin anywhere and tables are of any width: none may ask for another
+# compilation.
 @triton.jit(
-    do_not_specialize=["stride_table"],
+    do_not_specialize=["num_seqs", "even_parts", "most_cuts", "stride_table"],
     do_not_specialize_on_alignment=["positions", "slot_mapping", "block_table", "context_lens"],
 )
 def _attention_kernel(
@@ -176,6 +252,9 @@ def _attention_kernel(
     log_sums,
     arrivals,
     scale_log2,
+    num_seqs,
+    even_parts,
+    most_cuts,
     stride_qkv,
     stride_block,
     stride_token,
@@ -187,80 +266,84 @@ def _attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     NORM: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MOST_PARTS: tl.constexpr,
+    ROWS_AT_ONCE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     # The KV heads of a sequence are neighbours in the grid as they are in memory: they share DRAM pages.
     kv_head = tl.program_id(0)
-    split = tl.program_id(1)
-    seq = tl.program_id(2)
+    index = tl.program_id(1)
     num_kv_heads = tl.num_programs(0)
-    num_splits = tl.num_programs(1)
-
-    # What is cached excludes the new token.
-    cached_len = tl.maximum(tl.load(context_lens + seq) - 1, 0)
-    num_tiles = tl.cdiv(cached_len, TILE)
-    # Few splits serve many sequences, whose programs fill the device even if some have nothing to do.
-    least_tiles = tl.where(num_splits > FEW_SPLITS, 1, LEAST_TILES)
-    wanted_parts = tl.minimum(tl.maximum(num_tiles // least_tiles, 1), num_splits)
-    tiles_per_split = tl.maximum(tl.cdiv(num_tiles, wanted_parts), 1)
-    num_parts = tl.maximum(tl.cdiv(num_tiles, tiles_per_split), 1)
-    begin = split * tiles_per_split * TILE
-    end = tl.minimum(cached_len, begin + tiles_per_split * TILE)
+    num_programs = tl.num_programs(1)
+    if WHOLE:
+        seq = index
+        first_index = index
+        cached_len = tl.load(context_lens + seq) - 1  # what is cached excludes the new token
+        num_tiles = _num_tiles(cached_len + 1, TILE)
+        part_tiles = num_tiles
+        num_parts = 1
+        is_part = True
+    else:
+        seq, first_index, part_tiles = _find_part(
+            context_lens, num_seqs, even_parts, most_cuts, index, TILE, ROWS_AT_ONCE
+        )
+        cached_len = tl.load(context_lens + seq, mask=seq < num_seqs, other=0) - 1
+        num_tiles = _num_tiles(cached_len + 1, TILE)
+        cuts = tl.minimum(tl.cdiv(num_tiles, part_tiles), most_cuts)
+        part_tiles = tl.cdiv(num_tiles, cuts)
+        num_parts = tl.cdiv(num_tiles, part_tiles)  # rounding may leave fewer
+        is_part = (seq < num_seqs) & (index - first_index < num_parts)
+    begin = (index - first_index) * part_tiles * TILE
+    end = tl.minimum(cached_len, begin + part_tiles * TILE)
     table_row = block_table + seq.to(tl.int64) * stride_table
-    position = tl.load(positions + seq)
-    slot = tl.load(slot_mapping + seq)
     blocks, second_blocks = load_blocks(table_row, begin, end, BLOCK_SIZE, TILE)
     key = tl.arange(0, TILE)
     dim = tl.arange(0, HEAD_DIM)
     head_offsets = kv_head * stride_head + dim[None, :]
-    loop_begin = begin
-    if SPLIT:
-        # A split has few tiles: the first one is asked for before the projection of the new token is there.
-        tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
-        first = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE)[:, None] + head_offsets
-        first_k = tl.load(key_blocks + first, mask=(begin + key < end)[:, None], other=0.0)
-        first_v = tl.load(value_blocks + first, mask=(begin + key < end)[:, None], other=0.0)
-        blocks, second_blocks = load_blocks(table_row, begin + TILE, end, BLOCK_SIZE, TILE)
-        loop_begin = begin + TILE
     if EARLY:
+        # Keys of earlier steps are there: the first tile is asked for before the projection of the new token is.
+        if is_part:
+            tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
+            rows = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE) + kv_head * stride_head
+            LINE_VALUES: tl.constexpr = LINE // (key_blocks.dtype.element_ty.primitive_bitwidth // 8)
+            line = tl.arange(0, (HEAD_DIM + LINE_VALUES - 1) // LINE_VALUES) * LINE_VALUES
+            prefetch(key_blocks + rows[:, None] + line[None, :])
+            prefetch(value_blocks + rows[:, None] + line[None, :])
         gdc_launch_dependents()
         gdc_wait()
 
-    if split < num_parts:
+    if is_part:
         row = tl.arange(0, DOT_ROWS)
         is_head = row < GROUP
+        position = tl.load(positions + seq + tl.arange(0, 1))
         token = qkv + seq.to(tl.int64) * stride_qkv
         # The heads are made once and repeated: the product takes more rows than a group has heads.
         head = tl.arange(0, PADDED_GROUP)
         q_heads = token + (kv_head * GROUP + head) * HEAD_DIM
-        q = _norm_rotary(q_heads, q_norm, head < GROUP, eps, cos_sin, position, HEAD_DIM, NORM)
+        q = norm_rotary(q_heads, q_norm, head < GROUP, eps, cos_sin, position, HEAD_DIM, NORM)
         q = tl.broadcast_to(q.to(qkv.dtype.element_ty)[None], (DOT_ROWS // PADDED_GROUP, PADDED_GROUP, HEAD_DIM))
         q = tl.reshape(q, (DOT_ROWS, HEAD_DIM))
 
         maximum = tl.full((DOT_ROWS,), float("-inf"), tl.float32)
         denominator = tl.zeros((DOT_ROWS,), tl.float32)
         accumulator = tl.zeros((DOT_ROWS, HEAD_DIM), tl.float32)
-        if split == 0:
+        if begin == 0:
             one = tl.arange(0, 1)
             k_head = token + (num_kv_heads * GROUP + kv_head + one) * HEAD_DIM
-            new_k = _norm_rotary(k_head, k_norm, one == 0, eps, cos_sin, position, HEAD_DIM, NORM)
+            new_k = norm_rotary(k_head, k_norm, one == 0, eps, cos_sin, position, HEAD_DIM, NORM)
             new_k = new_k.to(key_blocks.dtype.element_ty)
             v_head = token + (num_kv_heads * (GROUP + 1) + kv_head + one) * HEAD_DIM
             new_v = tl.load(v_head[:, None] + dim[None, :]).to(value_blocks.dtype.element_ty)
+            slot = tl.load(slot_mapping + seq)
             place = slot // BLOCK_SIZE * stride_block + slot % BLOCK_SIZE * stride_token + head_offsets
             tl.store(key_blocks + place, new_k)
             tl.store(value_blocks + place, new_v)
             maximum = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale_log2
             denominator += 1.0
             accumulator += new_v.to(tl.float32)
-        if SPLIT:
-            maximum, denominator, accumulator = _fold(
-                q, first_k, first_v, begin + key < end, maximum, denominator, accumulator, scale_log2
-            )
-        for start in range(loop_begin, end, TILE):
+        for start in range(begin, end, TILE):
             tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
             offsets = key_offsets(tile, start, stride_block, stride_token, BLOCK_SIZE, TILE)
             blocks, second_blocks = load_blocks(table_row, start + TILE, end, BLOCK_SIZE, TILE)
@@ -268,16 +351,25 @@ def _attention_kernel(
             kv_offsets = offsets[:, None] + head_offsets
             k = tl.load(key_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
             v = tl.load(value_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
-            maximum, denominator, accumulator = _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+            scores = tl.where(is_key[None, :], scores, float("-inf"))
+            new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+            correction = tl.exp2(maximum - new_maximum)
+            weights = tl.exp2(scores - new_maximum[:, None])
+            denominator = denominator * correction + tl.sum(weights, 1)
+            accumulator = accumulator * correction[:, None]
+            accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+            maximum = new_maximum
 
         accumulator = accumulator / denominator[:, None]
-        out_row = out + (seq * num_kv_heads + kv_head).to(tl.int64) * (GROUP * HEAD_DIM)
+        pair = seq * num_kv_heads + kv_head
+        out_row = out + pair.to(tl.int64) * (GROUP * HEAD_DIM)
         within = row[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(out_row + within, accumulator.to(out.dtype.element_ty), mask=is_head[:, None] & (num_parts == 1))
-        if SPLIT and num_parts > 1:
-            pair = seq * num_kv_heads + kv_head
-            first_row = pair * num_splits * GROUP
-            part_row = first_row + split * GROUP
+        if WHOLE or num_parts == 1:
+            tl.store(out_row + within, accumulator.to(out.dtype.element_ty), mask=is_head[:, None])
+        else:
+            first_row = (kv_head * num_programs + first_index) * GROUP
+            part_row = (kv_head * num_programs + index) * GROUP
             tl.store(outputs + part_row * HEAD_DIM + within, accumulator, mask=is_head[:, None])
             tl.store(log_sums + part_row + row, maximum + tl.log2(denominator), mask=is_head)
             # All threads' stores come before the one thread's release; the last to arrive acquires them all.
@@ -285,5 +377,5 @@ def _attention_kernel(
             arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel")
             if arrived == num_parts - 1:
                 tl.debug_barrier()
-                _merge_splits(outputs, log_sums, first_row, num_parts, out_row, GROUP, HEAD_DIM, MAX_SPLITS)
+                _merge_parts(outputs, log_sums, first_row, num_parts, out_row, GROUP, HEAD_DIM, MOST_PARTS)
                 tl.store(arrivals + pair, 0)

@@ -231,6 +231,30 @@ def paged_prefill(
     return out
 
 
+def prefill_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    key_blocks: Tensor,
+    value_blocks: Tensor,
+    slot_mapping: Tensor,
+    block_table: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    max_query_len: int,
+    scale: float,
+) -> Tensor:
+    """Store the new tokens of each sequence and attend from them, causally, to all its tokens.
+
+    `qk_norm_rotary_store`, then `paged_prefill`: their arguments and shapes. Returns (T, Hq, D) in qkv's dtype.
+    """
+    query = qk_norm_rotary_store(qkv, q_norm, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
+    return paged_prefill(query, key_blocks, value_blocks, block_table, query_starts, context_lens, max_query_len, scale)
+
+
 def _equal_shapes(starts: list[int], contexts: list[int]) -> dict[tuple[int, int], list[int]]:
     """Group sequences of equal (query length, context length): each group is one batched attention."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)

@@ -77,9 +77,16 @@ class Attention(nn.Module):
         self.scale = attention_scale(width)
         self.ops = ops
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
-        """Map x (T, hidden_size) to (T, hidden_size); kv_blocks (2, N, block_size, Hkv, D) is written, then read."""
-        out: Tensor = self.o_proj(self.attend(self.qkv_proj(x), inputs, cos_sin, kv_blocks))
+    def forward(
+        self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor, wanted: Tensor | None
+    ) -> Tensor:
+        """Map x (T, hidden_size) to (T, hidden_size), or to the tokens `wanted` (S,) of it.
+
+        kv_blocks (2, N, block_size, Hkv, D) is written, then read.
+        """
+        qkv = self.ops.linear(x, self.qkv_proj.weight, self.qkv_proj.bias)
+        attended = self.attend(qkv, inputs, cos_sin, kv_blocks)
+        out: Tensor = self.o_proj(attended if wanted is None else attended[wanted])
         return out
 
     def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
@@ -130,7 +137,7 @@ class Attention(nn.Module):
         cos_sin: Tensor,
         kv_blocks: Tensor,
     ) -> Tensor:
-        query = self.ops.qk_norm_rotary_store(
+        return self.ops.prefill_attention(
             qkv,
             self.q_norm,
             self.k_norm,
@@ -140,11 +147,6 @@ class Attention(nn.Module):
             kv_blocks[0],
             kv_blocks[1],
             inputs.slot_mapping[tokens],
-        )
-        return self.ops.paged_prefill(
-            query,
-            kv_blocks[0],
-            kv_blocks[1],
             rows.block_table,
             rows.query_starts,
             rows.context_lens,

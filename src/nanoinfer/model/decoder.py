@@ -41,17 +41,22 @@ class Decoder(nn.Module):
         self.few_rows = ops.few_rows
         self.register_buffer("cos_sin", rotary_table(config, num_positions), persistent=False)
 
-    def forward(self, token_ids: Tensor, inputs: AttentionInputs, kv_cache: Tensor) -> Tensor:
-        """Map token_ids (T,) to normalized hidden states (T, hidden_size).
+    def forward(
+        self, token_ids: Tensor, inputs: AttentionInputs, kv_cache: Tensor, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Map token_ids (T,) to normalized hidden states (T, hidden_size), or to those of the tokens `wanted` (S,).
 
-        kv_cache (num_layers, 2, N, block_size, Hkv, D) receives the tokens' keys and values.
+        kv_cache (num_layers, 2, N, block_size, Hkv, D) receives the tokens' keys and values. Behind the last layer's
+        attention nothing is computed of a token that is not wanted.
         """
         residual = self.embedding(token_ids)
         if inputs.prefill is None and len(token_ids) <= self.few_rows:
             return self._forward_few_rows(residual, inputs, kv_cache)
         branch: Tensor | None = None
-        for layer, kv_blocks in zip(self.layers, kv_cache, strict=True):
-            branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks)
+        last = len(self.layers) - 1
+        for index, (layer, kv_blocks) in enumerate(zip(self.layers, kv_cache, strict=True)):
+            rows = wanted if index == last else None
+            branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks, rows)
         if branch is None:
             raise ValueError("a decoder needs at least one layer")
         return self.norm.add(branch, residual)[0]
@@ -83,15 +88,21 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config, ops, parallel)
 
     def forward(
-        self, branch: Tensor | None, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor
+        self,
+        branch: Tensor | None,
+        residual: Tensor,
+        inputs: AttentionInputs,
+        cos_sin: Tensor,
+        kv_blocks: Tensor,
+        wanted: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (branch, residual), both (T, hidden_size); the first layer has no branch to add."""
+        """Return (branch, residual), both (T, hidden_size), or those of the tokens wanted; the first has no branch."""
         if branch is None:
             hidden = self.attention_norm(residual)
         else:
             hidden, residual = self.attention_norm.add(branch, residual)
-        hidden = self.attention(hidden, inputs, cos_sin, kv_blocks)
-        hidden, residual = self.mlp_norm.add(hidden, residual)
+        hidden = self.attention(hidden, inputs, cos_sin, kv_blocks, wanted)
+        hidden, residual = self.mlp_norm.add(hidden, residual if wanted is None else residual[wanted])
         return self.mlp(hidden), residual
 
     def forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:

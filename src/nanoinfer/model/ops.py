@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch.nn import functional
 
 from nanoinfer.config import ConfigError
 from nanoinfer.kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import Tensor
 
     from nanoinfer.kernels.reference import DecodeRows
+    from nanoinfer.model.config import ModelConfig
 
 FEW_ROWS = 4  # up to here a product's time is that of reading its weights, and launches are what is left to save
 MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
@@ -31,9 +36,9 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     silu_and_mul: Callable[[Tensor], Tensor]
-    qk_norm_rotary_store: Callable[..., Tensor]
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     decode_attention: Callable[..., Tensor]
-    paged_prefill: Callable[..., Tensor]
+    prefill_attention: Callable[..., Tensor]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     sample_shard: Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
     decode_inputs: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], DecodeRows]
@@ -47,9 +52,9 @@ REFERENCE = Ops(
     rms_norm=reference.rms_norm,
     add_rms_norm=reference.add_rms_norm,
     silu_and_mul=reference.silu_and_mul,
-    qk_norm_rotary_store=reference.qk_norm_rotary_store,
+    linear=functional.linear,
     decode_attention=reference.decode_attention,
-    paged_prefill=reference.paged_prefill,
+    prefill_attention=reference.prefill_attention,
     sample=reference.sample,
     sample_shard=reference.sample_shard,
     decode_inputs=reference.decode_inputs,
@@ -71,16 +76,27 @@ def select_ops(device: torch.device, head_dim: int) -> Ops:
     return _triton_ops()
 
 
+def compiling_kernels(
+    device: torch.device, dtype: torch.dtype, config: ModelConfig, block_size: int
+) -> AbstractContextManager[None]:
+    """Compile the kernels of a rank's layers while the body runs; on a CPU there are none."""
+    if device.type != "cuda":
+        return nullcontext()
+    from nanoinfer.kernels.ahead import KernelShapes, compiling  # noqa: PLC0415  Triton is there with CUDA only
+
+    return compiling(KernelShapes(config, dtype, block_size, device))
+
+
 def _triton_ops() -> Ops:
-    from nanoinfer.kernels import decode_attention, decode_inputs, few_rows, fused, paged_prefill, sampling  # noqa: PLC0415  Triton is there with CUDA only
+    from nanoinfer.kernels import decode_attention, decode_inputs, few_rows, fused, linear, prefill_attention, sampling  # noqa: PLC0415  Triton is there with CUDA only
 
     return Ops(
         rms_norm=fused.rms_norm,
         add_rms_norm=fused.add_rms_norm,
         silu_and_mul=fused.silu_and_mul,
-        qk_norm_rotary_store=fused.qk_norm_rotary_store,
+        linear=linear.linear,
         decode_attention=decode_attention.decode_attention,
-        paged_prefill=paged_prefill.paged_prefill,
+        prefill_attention=prefill_attention.prefill_attention,
         sample=sampling.sample,
         sample_shard=sampling.sample_shard,
         decode_inputs=decode_inputs.decode_inputs,

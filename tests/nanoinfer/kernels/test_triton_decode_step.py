@@ -1,11 +1,12 @@
-"""The kernels of decode steps against their references: attention from the projection on, products of few rows."""
+"""Matrix products of decode steps against their references: those of few rows, and the one before attention."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from nanoinfer.kernels import decode_attention, few_rows, reference
+from nanoinfer.kernels import few_rows, reference
+from nanoinfer.kernels.linear import LinearTuning, early_linear, linear, linear_tuning
 
 EPS = 1e-6
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -15,63 +16,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3 if t
 
 def relative_error(found, expected):
     return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
-
-
-def attention_arguments(contexts, *, heads, kv_heads, head_dim, block_size, dtype, device, norm):
-    """Random rows, cache and tables; the last block belongs to padded rows (context 0)."""
-    torch.manual_seed(len(contexts))
-    num_rows, num_columns = len(contexts), -(-max(contexts) // block_size) + 1
-    num_blocks = num_rows * num_columns + 1
-    blocks = torch.randn(2, num_blocks, block_size, kv_heads, head_dim).to(dtype)
-    table = torch.randperm(num_blocks - 1)[: num_rows * num_columns].view(num_rows, num_columns).int()
-    positions = torch.tensor([max(0, context - 1) for context in contexts])
-    own = table[torch.arange(num_rows), positions // block_size].long() * block_size + positions % block_size
-    padded = torch.tensor(contexts) == 0
-    slot_mapping = torch.where(padded, (num_blocks - 1) * block_size, own)
-    angles = torch.randn(max(contexts) + 1, head_dim // 2)
-    weights = [torch.rand(head_dim).add(0.5).to(dtype).to(device) if norm else None for _ in range(2)]
-    return [
-        torch.randn(num_rows, (heads + 2 * kv_heads) * head_dim).to(dtype).to(device),
-        *weights,
-        EPS,
-        torch.cat((angles.cos(), angles.sin()), -1).to(device),
-        positions.to(device),
-        blocks[0].to(device),
-        blocks[1].to(device),
-        slot_mapping.to(device),
-        table.to(device),
-        torch.tensor(contexts, dtype=torch.int32, device=device),
-        head_dim**-0.5,
-    ]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "block_size", "contexts", "num_splits"),
-    [
-        (4, 2, 16, 4, [1, 5, 33, 0], 1),
-        (3, 1, 32, 16, [70, 1, 100], 4),
-        (6, 2, 16, 64, [130, 64], 2),
-        (2, 2, 64, 16, [200, 33, 0], 16),
-        (7, 1, 16, 1, [19], None),
-    ],
-)
-def test_attention_stores_the_new_token_and_attends_as_the_reference(
-    heads, kv_heads, head_dim, block_size, contexts, num_splits, dtype, device
-):
-    arguments = attention_arguments(
-        contexts, heads=heads, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype,
-        device=device, norm=num_splits != 2,
-    )  # fmt: skip
-    ours = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
-    expected = reference.decode_attention(*arguments)
-    for _ in range(2):  # the second launch finds the counters of splits as the first one left them
-        found = decode_attention.decode_attention(*ours, num_splits=num_splits)
-    real = torch.tensor(contexts) > 0
-    assert relative_error(found[real], expected[real]) < TOLERANCE[dtype]
-    assert found.isfinite().all()
-    for blocks, expected_blocks in zip(ours[6:8], arguments[6:8], strict=True):
-        assert relative_error(blocks[:-1], expected_blocks[:-1]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -93,3 +37,31 @@ def test_products_of_few_rows_equal_the_reference(num_rows, num_inputs, num_outp
         assert found.dtype == dtype
         assert relative_error(found, expected) < TOLERANCE[dtype], name
     assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tuning", [LinearTuning(16, 64, 128, 4, 3), LinearTuning(64, 32, 128, 4, 3)], ids=str)
+@pytest.mark.parametrize(("num_rows", "num_outputs", "biased"), [(3, 70, True), (20, 64, False), (70, 33, True)])
+def test_the_product_before_attention_equals_the_reference(num_rows, num_outputs, biased, tuning, dtype, device):
+    torch.manual_seed(num_rows)
+    x, weight = torch.randn(num_rows, 256), torch.randn(num_outputs, 256) / 16
+    x, weight, bias = (t.to(dtype).to(device) for t in (x, weight, torch.randn(num_outputs)))
+    bias = bias if biased else None
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert relative_error(early_linear(x, weight, bias, tuning), expected) < (
+        1e-3 if dtype == torch.float32 else TOLERANCE[dtype]
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 17, 64, 65, 256, 257])
+def test_the_product_before_attention_equals_the_reference_at_any_number_of_rows_on_a_gpu(num_rows, dtype, device):
+    x, weight = torch.randn(num_rows, 1024, device=device), torch.randn(4096, 1024, device=device) / 32
+    x, weight = x.to(dtype), weight.to(dtype)
+    found = linear(x, weight, None)
+    assert relative_error(found, x.double() @ weight.double().T) < TOLERANCE[dtype]
+
+
+def test_tiles_of_the_product_before_attention_hold_few_rows_and_many():
+    assert [linear_tuning(rows).tile_rows for rows in (1, 16, 17, 64, 65, 256)] == [16, 16, 64, 64, 128, 128]

@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from nanoinfer.kernels import fused, reference, sampling
+from nanoinfer.kernels.store_kv import norm_rotary_store
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Arithmetic is float32 on both sides; the interpreter truncates to bfloat16 where hardware rounds.
@@ -53,19 +54,19 @@ def test_silu_and_mul_equals_reference(dtype, width, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 16), (6, 3, 32), (4, 2, 128)])
-def test_heads_are_normalized_rotated_and_stored(dtype, normalize, heads, kv_heads, head_dim, device):
+def test_keys_are_normalized_and_rotated_and_values_copied_to_their_slots_and_nowhere_else(
+    dtype, normalize, heads, kv_heads, head_dim, device
+):
     num_tokens, block_size = 5, 4
     qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
-    norms = torch.randn(2, head_dim, device=device).to(dtype) if normalize else (None, None)
+    norm = torch.randn(head_dim, device=device).to(dtype) if normalize else None
     cos_sin = rotation_table(50, head_dim, device)
     positions = torch.tensor([0, 49, 7, 7, 3], device=device)
     slots = torch.tensor([3, 20, 4, 0, 11], device=device)
     ours = torch.zeros(2, 6, block_size, kv_heads, head_dim, dtype=dtype, device=device)
     theirs = ours.clone()
-    arguments = (qkv, norms[0], norms[1], 1e-6, cos_sin, positions)
-    query = fused.qk_norm_rotary_store(*arguments, ours[0], ours[1], slots)
-    expected = reference.qk_norm_rotary_store(*arguments, theirs[0], theirs[1], slots)
-    assert_close(query, expected)
+    norm_rotary_store(qkv, norm, 1e-6, cos_sin, positions, ours[0], ours[1], slots)
+    reference.qk_norm_rotary_store(qkv, norm, norm, 1e-6, cos_sin, positions, theirs[0], theirs[1], slots)
     assert_close(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
 
@@ -143,17 +144,10 @@ def test_large_vocabulary_is_sampled_as_by_the_reference_on_a_gpu(device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fused_kernels_equal_reference_at_model_sizes_on_a_gpu(dtype, device):
-    num_tokens, heads, kv_heads, head_dim = 300, 16, 8, 128
-    qkv = torch.randn(num_tokens, (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
-    norms = torch.randn(2, head_dim, device=device).to(dtype)
-    cos_sin = rotation_table(4096, head_dim, device)
-    positions = torch.randint(0, 4096, (num_tokens,), device=device)
-    slots = torch.randperm(1024, device=device)[:num_tokens]
-    ours = torch.zeros(2, 64, 16, kv_heads, head_dim, dtype=dtype, device=device)
-    theirs = ours.clone()
-    arguments = (qkv, norms[0], norms[1], 1e-6, cos_sin, positions)
-    query = fused.qk_norm_rotary_store(*arguments, ours[0], ours[1], slots)
-    assert_close(query, reference.qk_norm_rotary_store(*arguments, theirs[0], theirs[1], slots))
-    assert_close(ours, theirs)
-    gate_up = torch.randn(num_tokens, 6144, device=device).to(dtype)
+    x, residual = torch.randn(2, 300, 4096, device=device).to(dtype)
+    weight = torch.randn(4096, device=device).to(dtype)
+    expected = reference.add_rms_norm(x, residual, weight, 1e-6)
+    for ours, theirs in zip(fused.add_rms_norm(x, residual.clone(), weight, 1e-6), expected, strict=True):
+        assert_close(ours, theirs)
+    gate_up = torch.randn(300, 6144, device=device).to(dtype)
     assert_close(fused.silu_and_mul(gate_up), reference.silu_and_mul(gate_up))

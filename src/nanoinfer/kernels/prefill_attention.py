@@ -1,4 +1,7 @@
-"""Causal attention of new tokens over a paged KV cache, in Triton: prompts, chunks and prefix hits alike.
+"""Prefill attention from the fused projection on, in Triton: prompts, chunks and prefix hits alike.
+
+New keys and values are stored first, by a kernel of their own, because many programs read them. Queries are normalized
+and rotated by the one program that uses them, and never written.
 
 One program holds a tile of queries of one sequence and one KV head. The query heads that share the KV head lie in the
 tile side by side, so a key is fetched once for all of them. New keys are in the cache before attention runs; cached and
@@ -16,7 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoinfer.kernels.paged_decode import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
+from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
+from nanoinfer.kernels.rotation import norm_rotary
+from nanoinfer.kernels.store_kv import norm_rotary_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +52,16 @@ def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> Prefil
     return PrefillTuning(tile_rows=max(least, 64), tile_keys=32, num_warps=4, num_stages=3)
 
 
-def paged_prefill(
-    query: Tensor,
+def prefill_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
     key_blocks: Tensor,
     value_blocks: Tensor,
+    slot_mapping: Tensor,
     block_table: Tensor,
     query_starts: Tensor,
     context_lens: Tensor,
@@ -58,24 +69,31 @@ def paged_prefill(
     scale: float,
     tuning: PrefillTuning | None = None,
 ) -> Tensor:
-    """Attend the new tokens of each sequence, causally, to all its tokens: cached ones and new ones.
+    """Store the new tokens of each sequence and attend from them, causally, to its cached and new tokens.
 
-    query (T, Hq, D), sequences one after the other; sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1;
-    query_starts (B + 1,) int32; context_lens (B,) int32 counts cached and new tokens; key/value blocks
-    (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, rows padded with any valid id. Row i of a
-    sequence stands at position context_len - query_len + i and sees positions up to its own. max_query_len steers the
-    tile size. Returns (T, Hq, D) in query's dtype; accumulates in float32; float32 products are exact float32.
-    Single-token queries are right here too, but `paged_decode` is the fast way for them.
+    qkv (T, (Hq + 2 Hkv) * D): all query heads, then all key heads, then all value heads; sequences one after the other:
+    sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1; query_starts (B + 1,) int32. q_norm and k_norm (D,)
+    normalize each head before the rotation (Qwen3); both None leaves that out. positions and slot_mapping (T,) int64;
+    cos_sin (max_position, D) float32 holds D/2 cosines, then D/2 sines. context_lens (B,) int32 counts cached and new
+    tokens; key/value blocks (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, rows padded with any
+    valid id. Row i of a sequence stands at position context_len - query_len + i, which positions repeat, and sees
+    positions up to its own. max_query_len steers the tile size. Returns (T, Hq, D) in qkv's dtype; accumulates in
+    float32; float32 products are exact float32.
     """
-    num_tokens, num_heads, head_dim = query.shape
-    _, block_size, num_kv_heads, _ = key_blocks.shape
+    norm_rotary_store(qkv, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
+    num_tokens = len(qkv)
+    _, block_size, num_kv_heads, head_dim = key_blocks.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     group = num_heads // num_kv_heads
-    tuning = tuning or prefill_tuning(query.dtype, group, max_query_len)
+    tuning = tuning or prefill_tuning(qkv.dtype, group, max_query_len)
     queries = tuning.tile_rows // group
     num_seqs = context_lens.shape[0]
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     _prefill_kernel[(num_kv_heads, num_tokens // queries + num_seqs)](
-        query,
+        qkv,
+        qkv if q_norm is None else q_norm,
+        eps,
+        cos_sin,
         key_blocks,
         value_blocks,
         block_table,
@@ -84,8 +102,7 @@ def paged_prefill(
         out,
         scale * math.log2(math.e),
         num_seqs,
-        query.stride(0),
-        query.stride(1),
+        qkv.stride(0),
         key_blocks.stride(0),
         key_blocks.stride(1),
         key_blocks.stride(2),
@@ -96,6 +113,7 @@ def paged_prefill(
         ROWS=tuning.tile_rows,
         QUERIES=queries,
         TILE=tuning.tile_keys,
+        NORM=q_norm is not None,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
@@ -175,7 +193,10 @@ def _attend(
     do_not_specialize_on_alignment=["block_table", "query_starts", "context_lens"],
 )
 def _prefill_kernel(
-    query,
+    qkv,
+    q_norm,
+    eps,
+    cos_sin,
     key_blocks,
     value_blocks,
     block_table,
@@ -184,8 +205,7 @@ def _prefill_kernel(
     out,
     scale_log2,
     num_seqs,
-    stride_query_token,
-    stride_query_head,
+    stride_qkv,
     stride_block,
     stride_token,
     stride_head,
@@ -196,6 +216,7 @@ def _prefill_kernel(
     ROWS: tl.constexpr,
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
     # A sequence's later tiles see more keys: start them first, so that the short ones fill the end.
@@ -212,11 +233,12 @@ def _prefill_kernel(
         is_row = (row < QUERIES * GROUP) & (token < query_len)
         q_token = (seq_start + token).to(tl.int64)
         q_head = kv_head * GROUP + row % GROUP
-        q_offsets = (q_token * stride_query_token + q_head * stride_query_head)[:, None] + dim[None, :]
-        q = tl.load(query + q_offsets, mask=is_row[:, None], other=0.0)
-
         first_position = context_len - query_len + first
         position = first_position + row // GROUP
+        known_position = tl.minimum(position, context_len - 1)  # rows behind the last one rotate as if they were it
+        q_heads = qkv + q_token * stride_qkv + q_head * HEAD_DIM
+        q = norm_rotary(q_heads, q_norm, is_row, eps, cos_sin, known_position, HEAD_DIM, NORM)
+        q = q.to(qkv.dtype.element_ty)
         unmasked_end = (first_position + 1) // TILE * TILE
         end = tl.minimum(context_len, first_position + QUERIES)
         table_row = block_table + seq.to(tl.int64) * stride_table

@@ -1,0 +1,133 @@
+"""Compile every kernel that an engine will use, side by side, before the first of them is needed.
+
+Triton compiles a kernel when it is first launched, for most of a second on one core. So each kernel is launched once,
+on next to nothing, from a thread of its own: the compiler runs outside the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from nanoinfer.kernels.decode_attention import decode_attention
+from nanoinfer.kernels.decode_inputs import decode_inputs
+from nanoinfer.kernels.few_rows import linear_add, norm_gated_linear, norm_linear
+from nanoinfer.kernels.fused import add_rms_norm, rms_norm, silu_and_mul
+from nanoinfer.kernels.linear import linear, linear_tuning
+from nanoinfer.kernels.prefill_attention import prefill_attention, prefill_tuning
+from nanoinfer.kernels.sampling import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from nanoinfer.model.config import ModelConfig
+
+EPS = 1e-6
+LONG = 4096  # a prompt that fills its tiles
+
+
+@dataclass(frozen=True, slots=True)
+class KernelShapes:
+    """What compiled kernels depend on: the layers of one rank, and how numbers and blocks are stored."""
+
+    model: ModelConfig
+    dtype: torch.dtype
+    block_size: int
+    device: torch.device
+
+
+@contextmanager
+def compiling(shapes: KernelShapes) -> Iterator[None]:
+    """Compile while the body runs; at its end all kernels are there, and the first error of one of them is raised."""
+    calls = _calls(shapes)
+    with ThreadPoolExecutor(len(calls), thread_name_prefix="compile") as threads:
+        launched = [threads.submit(_launch, shapes.device, call) for call in calls]
+        yield
+        for future in launched:
+            future.result()
+
+
+def _launch(device: torch.device, call: Callable[[], object]) -> None:
+    with torch.cuda.device(device):  # every thread has a current device of its own
+        call()
+
+
+def _calls(shapes: KernelShapes) -> list[Callable[[], object]]:
+    """One launch for each variant of a kernel, on one token of zeros."""
+    model, zeros = shapes.model, partial(torch.zeros, dtype=shapes.dtype, device=shapes.device)
+    width, inner, heads = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+    x, norm = zeros(1, width), zeros(width)
+    projection = zeros(model.qkv_heads * model.head_dim, width)
+    gate_up, down = zeros(2 * inner, width), zeros(width, inner)
+    return [
+        partial(rms_norm, x, norm, EPS),
+        partial(add_rms_norm, x, zeros(1, width), norm, EPS),
+        partial(silu_and_mul, zeros(1, 2 * inner)),
+        partial(norm_linear, x, norm, EPS, projection, _bias(projection, model.qkv_bias)),
+        partial(norm_gated_linear, x, norm, EPS, gate_up, _bias(gate_up, model.mlp_bias)),
+        partial(linear_add, zeros(1, heads), zeros(width, heads), _bias(x.T, model.output_bias), zeros(1, width)),
+        partial(linear_add, zeros(1, inner), down, _bias(down, model.mlp_bias), zeros(1, width)),
+        *(
+            partial(linear, zeros(rows, width), projection, _bias(projection, model.qkv_bias))
+            for rows in _rows_of_each_tuning()
+        ),
+        *_attention_calls(shapes),
+        *_step_calls(shapes),
+    ]
+
+
+def _rows_of_each_tuning() -> list[int]:
+    """List a number of rows for each way in which the product before attention is cut."""
+    return list({linear_tuning(rows): rows for rows in (256, 64, 16)}.values())
+
+
+def _bias(weight: Tensor, wanted: bool) -> Tensor | None:
+    return weight.new_zeros(len(weight)) if wanted else None
+
+
+def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
+    model = shapes.model
+    float_zeros = partial(torch.zeros, dtype=shapes.dtype, device=shapes.device)
+    int_zeros = partial(torch.zeros, device=shapes.device)
+    blocks = float_zeros(2, 1, shapes.block_size, model.num_kv_heads, model.head_dim)
+    norm = float_zeros(model.head_dim) if model.qk_norm else None
+    first = (
+        float_zeros(1, model.qkv_heads * model.head_dim),
+        norm,
+        norm,
+        EPS,
+        int_zeros(1, model.head_dim, dtype=torch.float32),
+        int_zeros(1, dtype=torch.int64),
+        blocks[0],
+        blocks[1],
+        int_zeros(1, dtype=torch.int64),
+        int_zeros((1, 1), dtype=torch.int32),
+    )
+    one = torch.ones(1, dtype=torch.int32, device=shapes.device)
+    starts = torch.arange(2, dtype=torch.int32, device=shapes.device)
+    group = model.num_heads // model.num_kv_heads
+    tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, LONG)}
+    return [
+        partial(decode_attention, *first, one, 1.0),
+        *(partial(prefill_attention, *first, starts, one, longest, 1.0) for longest in tunings.values()),
+    ]
+
+
+def _step_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
+    device = shapes.device
+    integers = torch.zeros((3, 1), dtype=torch.int64, device=device)
+    one = integers[0]
+    table = torch.zeros((2, 1), dtype=torch.int32, device=device)
+    temperatures = torch.zeros(2, dtype=torch.float32, device=device)
+    logits = torch.zeros((1, shapes.model.vocab_size), dtype=shapes.dtype, device=device)
+    return [
+        partial(sample, logits, temperatures[:1], one, one),
+        partial(decode_inputs, integers, table, integers[:2, 0], temperatures, integers[:2, 0], shapes.block_size),
+    ]

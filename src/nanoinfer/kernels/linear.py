@@ -1,0 +1,123 @@
+"""The product before decode attention, in Triton, for one reason: attention may begin before it has ended.
+
+cuBLAS is as fast or faster by itself, but lets nobody begin early (programmatic dependent launch): the device drains
+before attention and fills again. Behind this product, attention's programs take their places while the last of it is
+computed and ask for their first keys. That pays for a batch that decodes, whose product takes a few microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn.functional import linear as any_linear
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nanoinfer.kernels.launch import early_launch, prefetch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_ROWS = 256
+MOST_WEIGHTS = 2**23  # beyond, the product itself is what counts
+LINE_BYTES = tl.constexpr(128)
+
+
+class LinearTuning(NamedTuple):
+    """How a program is shaped: rows of x, of W and inner elements of a tile, warps, pipeline stages."""
+
+    tile_rows: int
+    tile_outputs: int
+    tile_inputs: int
+    num_warps: int
+    num_stages: int
+
+
+def linear_tuning(num_rows: int) -> LinearTuning:
+    """Return a tile shape; tools/kernel_speed.py times its rivals."""
+    if num_rows <= 16:  # noqa: PLR2004  the smallest tile of rows
+        return LinearTuning(16, 64, 256, 4, 3)
+    return LinearTuning(64, 32, 128, 4, 3) if num_rows <= 64 else LinearTuning(128, 64, 128, 8, 3)  # noqa: PLR2004  likewise
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b for x (T, K), contiguous, W (N, K), b (N,) or None; (T, N) in x's dtype."""
+    num_rows, num_inputs = x.shape
+    tuning = linear_tuning(num_rows)
+    small = num_rows <= MOST_ROWS and weight.numel() <= MOST_WEIGHTS and x.dtype != torch.float32
+    if not (small and early_launch(x.device)["EARLY"] and num_inputs % tuning.tile_inputs == 0):
+        return any_linear(x, weight, bias)
+    return early_linear(x, weight, bias, tuning)
+
+
+def early_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearTuning) -> Tensor:
+    """Do as `linear`, in Triton whatever the shape; K is a multiple of the tile's."""
+    num_rows, num_outputs = len(x), len(weight)
+    out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    grid = triton.cdiv(num_outputs, tuning.tile_outputs), triton.cdiv(num_rows, tuning.tile_rows)
+    _linear_kernel[grid](
+        x,
+        weight,
+        out if bias is None else bias,
+        out,
+        num_rows,
+        num_outputs,
+        NUM_INPUTS=x.shape[1],
+        ROWS=tuning.tile_rows,
+        OUTPUTS=tuning.tile_outputs,
+        INPUTS=tuning.tile_inputs,
+        BIAS=bias is not None,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
+        **early_launch(x.device),
+    )
+    return out
+
+
+# Batches differ in size; that must not ask for another compilation.
+@triton.jit(do_not_specialize=["num_rows"])
+def _linear_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    num_rows,
+    num_outputs,
+    NUM_INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BIAS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_row = row < num_rows
+    is_column = column < num_outputs
+    inner = tl.arange(0, INPUTS)
+    weight_rows = weight + column[:, None] * NUM_INPUTS
+    if EARLY:
+        LINE: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
+        line = tl.arange(0, INPUTS // LINE)[None, :] * LINE
+        for start in range(0, NUM_INPUTS, INPUTS):
+            prefetch(tl.where(is_column[:, None], weight_rows, weight) + start + line)
+        gdc_launch_dependents()
+        gdc_wait()
+    # Tensor cores take 64 rows of the first operand at a time: few rows of x are the second.
+    SWAP: tl.constexpr = ROWS < OUTPUTS
+    accumulator = tl.zeros((OUTPUTS, ROWS) if SWAP else (ROWS, OUTPUTS), tl.float32)
+    for start in range(0, NUM_INPUTS, INPUTS):
+        w = tl.load(weight_rows + start + inner[None, :], mask=is_column[:, None], other=0.0)
+        values = tl.load(x + row[:, None] * NUM_INPUTS + start + inner[None, :], mask=is_row[:, None], other=0.0)
+        if SWAP:  # noqa: SIM108  decided while compiling
+            accumulator = tl.dot(w, tl.trans(values), accumulator)
+        else:
+            accumulator = tl.dot(values, tl.trans(w), accumulator)
+    if SWAP:
+        accumulator = tl.trans(accumulator)
+    if BIAS:
+        accumulator += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    target = out + row[:, None] * num_outputs + column[None, :]
+    tl.store(target, accumulator.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
