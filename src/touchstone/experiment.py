@@ -146,7 +146,7 @@ class Experiment:
     `workload` gives the requests for each profile. `requires` names what the machine or engine must have, by the keys
     of `touchstone.running.planning.REQUIREMENTS`; the orchestrator says "not measured" with the reason where it is
     absent. The options of the arms, and `engine_options` that all arms share in a profile, are required of the engine
-    as well.
+    as well; one that is False is not, for what an engine does not have is off already.
 
     In paired blocks the first arm is the baseline and every other one a treatment; `margins` says within which ratio
     they count as equivalent. `repeat_last` lets each process end with its last run once more, outside all metrics.
