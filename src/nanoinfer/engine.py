@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nanoinfer.scheduling.scheduler import Scheduler
 
 
-# Nobody need ever take the facts of steps: an engine that serves for days keeps the latest only, some 60 MB of them.
+# Nobody need ever take the facts of steps: an engine that serves for days keeps the latest only.
 MAX_STEP_FACTS = 1 << 18
 
 

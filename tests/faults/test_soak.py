@@ -62,3 +62,12 @@ def test_a_block_that_is_not_given_back_is_seen(folder):
         traffic.chance = lambda _: False
         with pytest.raises(AssertionError, match="counts 1 references, 0 tables hold it"):
             shift.work(0)
+
+
+def test_facts_of_steps_that_nobody_takes_do_not_pile_up(folder, monkeypatch):
+    monkeypatch.setattr("nanoinfer.engine.MAX_STEP_FACTS", 5)
+    with LLM(str(folder), device="cpu", max_model_len=64, num_kv_blocks=8, max_num_seqs=2) as llm:
+        for _ in range(3):
+            llm.generate([[1, 2, 3]], soak.SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+        assert len(llm.take_step_facts()) == 5
+        assert llm.take_step_facts() == ()
