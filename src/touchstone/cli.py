@@ -19,7 +19,7 @@ from touchstone.engines.base import EngineError
 from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
 from touchstone.environment import EnvironmentRefusedError
-from touchstone.experiment import Experiment, ExperimentError, Profile, load_experiments
+from touchstone.experiment import Experiment, ExperimentError, Profile, is_point, load_experiments, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.reporting.errors import ReportError
 from touchstone.reproduce.errors import ClaimsError, ComparisonError
@@ -159,14 +159,15 @@ def _fail(message: str, status: int) -> NoReturn:
 
 @app.command("list")
 def list_tests() -> None:
-    """Show the tests, what they ask and what they need."""
+    """Show the tests, what they ask and what they need; the points of a sweep are named behind their test."""
     table = Table("test", "title", "question", "needs", "n x k (paper)")
-    for experiment in load_experiments():
+    for experiment in (each for each in load_experiments() if not is_point(each.plan_id)):
         layout = layout_of(experiment, Profile.PAPER)
         needs = ", ".join(sorted(experiment.requires)) or "-"
+        points = "".join(f"\n{point.plan_id}" for point in points_of(experiment))
         name = f"{experiment.title.en}\n{experiment.title.zh}"
         size = f"{layout.processes} x {layout.repetitions}"
-        table.add_row(experiment.plan_id, name, experiment.question.en, needs, size)
+        table.add_row(f"{experiment.plan_id}{points}", name, experiment.question.en, needs, size)
     table.add_row(CODE_TEST, "Code quality\n代码质量", "How large and how complex is the code?", "-", "1 x 1")
     _console.print(table)
 
