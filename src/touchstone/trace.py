@@ -79,6 +79,23 @@ def load_trace(run_dir: Path, sha256: str) -> Trace:
     if (found := sha256_hex(data)) != sha256:
         raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
     try:
-        return Trace.model_validate_json(data)
+        return _sharing_numbers(Trace.model_validate_json(data))
     except ValueError as error:
         raise TraceError(f"{path} holds no valid trace: {error}") from error
+
+
+def _sharing_numbers(trace: Trace) -> Trace:
+    """Let all requests share the numbers of their tokens' moments; by themselves they are most of a run's memory.
+
+    ValueError where a token names a moment that is not there.
+    """
+    places = range(len(trace.emission_times_ns))
+    shared = list(places)
+    for request in trace.requests:
+        if request.emissions and not (min(request.emissions) in places and max(request.emissions) in places):
+            raise ValueError(f"request {request.request_id}: a token names a moment that is none of the {len(places)}")
+    requests = tuple(
+        request.model_copy(update={"emissions": tuple(map(shared.__getitem__, request.emissions))})
+        for request in trace.requests
+    )
+    return trace.model_copy(update={"requests": requests})

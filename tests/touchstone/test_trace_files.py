@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.touchstone.factories import make_trace
 from touchstone.canonical import atomic_write, canonical_json, sha256_hex
 from touchstone.records import Trace
 from touchstone.trace import TraceError, load_trace, store_trace, trace_path
@@ -91,3 +92,12 @@ def test_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
     atomic_write(path, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("place", [-1, 3, 10**12])
+def test_a_token_at_a_moment_that_does_not_exist_is_refused(tmp_path, place):
+    made = make_trace()
+    first = made.requests[0].model_copy(update={"emissions": (0, 1, place)})
+    sha256 = store_trace(tmp_path, made.model_copy(update={"requests": (first, *made.requests[1:])}))
+    with pytest.raises(TraceError, match="request 0: a token names a moment that is none of the 3"):
+        load_trace(tmp_path, sha256)
