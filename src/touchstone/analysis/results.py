@@ -20,6 +20,7 @@ from touchstone.analysis.machine import canary_summary, telemetry_summary
 from touchstone.analysis.metrics import DICTIONARY
 from touchstone.analysis.payback import METRIC as DECODE_RATE
 from touchstone.analysis.payback import payback_of
+from touchstone.analysis.peers import peer_comparisons
 from touchstone.analysis.plausibility import (
     instrument_checks,
     not_far_below_roofline,
@@ -199,6 +200,7 @@ def _measured(
             test_name=experiment.title.zh, method=experiment.method.zh, how_obtained=how.zh, verification=verified.zh
         ),
         statistics=described,
+        peers=peer_comparisons(ledgered, test, experiment, described),
         effects=effects,
         scaling=series,
         checks=checks,

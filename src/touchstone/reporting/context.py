@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from touchstone.reporting.formatting import percent
 from touchstone.reporting.headline import front_page
 from touchstone.reporting.machine import RooflineView, machine_views, roofline_views
 from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
+from touchstone.reporting.peers import PeersView, peers_view
 from touchstone.reporting.scaling import ScalingView, scaling_view
 from touchstone.reporting.setting import (
     WorkloadRow,
@@ -92,6 +93,7 @@ class TestView:
     void: Bilingual | None = None
     sweeps: tuple[SweepView, ...] = ()
     payback: tuple[PaybackRow, ...] = ()
+    peers: PeersView = field(default_factory=PeersView)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ def _test_view(run: Run, result: Result, figures: Mapping[str, tuple[FigureView,
         void=_void(result),
         sweeps=sweep_views(run, result.test_id, figures),
         payback=payback_rows(run, result.test_id),
+        peers=peers_view(run, result.test_id),
     )
 
 

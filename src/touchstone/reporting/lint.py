@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from touchstone.reporting.markdown import Language
 
 # Digits that name things: the tests of the plan, and words of the field that hold a digit.
-TEST_IDS = ("0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "4.1")
-WORDS_WITH_DIGITS = ("SHA-256", "p50", "p90", "p99", "macros.md.j2")
+TEST_IDS = ("0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "3.2", "3.3", "4.1", "5.1")
+WORDS_WITH_DIGITS = ("SHA-256", "p50", "p90", "p99", "macros.md.j2", "peers.md.j2")
 # Integers that may stand inside a Jinja expression: an index, a step, a comparison with "none" or "one".
 STRUCTURAL_INTEGERS = frozenset({"0", "1"})
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.experiment import INSTRUMENT_TEST
-from touchstone.verify import scaling_tables
+from touchstone.verify import peers, scaling_tables
 from touchstone.verify.digits import (
     Notation,
     effect_notation,
@@ -361,6 +361,8 @@ class _Checker:
             ("check", "check_result", "detail"): self._check,
             scaling_tables.POINTS: self._scaling_point,
             scaling_tables.FITS: self._scaling_fit,
+            peers.ROWS: self._peer,
+            peers.ENGINES: self._engine,
             (
                 "test",
                 "metric",
@@ -639,6 +641,24 @@ class _Checker:
             yield f"the law is {series['fit']['law']}'s, not {row[1]}"
         for cell, expected in zip(row[2:], scaling_tables.fit_cells(series), strict=True):
             yield from _compare(cell, expected)
+
+    # --- engines side by side
+
+    def _peer(self, _: Place, row: list[str]) -> Iterator[str]:
+        told, arm = self._case.results.get(_bare(row[0]), {"peers": [], "statistics": []}), _bare(row[1])
+        wanted = peers.row_cells(told, arm, self._report.language)
+        if wanted is None:
+            yield f"the results hold no engine {arm} on {row[0]}"
+            return
+        for cell, expected in zip(row[2:-1], wanted[:-1], strict=True):
+            yield from _compare(cell, expected)
+        if numbers(row[-1]) != wanted[-1]:
+            yield f"the numbers of the remark on {arm} are not those of the results"
+
+    def _engine(self, place: Place, row: list[str]) -> Iterator[str]:
+        wanted = peers.engine_cells(self._case.results, place.test_id or "", _bare(row[0]))
+        if wanted is None or (_bare(row[1]), _bare(row[2])) != wanted:
+            yield f"version or settings of {row[0]} are not those of the results"
 
     # --- the machine
 

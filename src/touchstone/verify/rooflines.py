@@ -161,7 +161,7 @@ def _seconds(run: Observation, kind: str | None) -> float | None:
 
 def floor_of(run: Observation, engine: Json | None, machine: Machine, kind: str | None) -> Json | None:
     """Bytes, operations and least seconds of the steps of one kind, or of all; None without steps or model facts."""
-    shape = _shape(engine)
+    shape = shape_of(engine)
     if shape is None or engine is None or run.steps is None:
         return None
     chosen = np.ones(len(run.steps.kind), dtype=bool) if kind is None else run.steps.kind == kind
@@ -178,14 +178,14 @@ def floor_of(run: Observation, engine: Json | None, machine: Machine, kind: str 
     launches = int(chosen.sum()) * shape["depth"] * LAUNCHES_A_LAYER[machine.on_gpu]
     replayed = bool(run.steps.graph[chosen].any())
     return {
-        "floor_s": float(least) / _ranks(engine["settings"]),
+        "floor_s": float(least) / ranks_of(engine["settings"]),
         "num_bytes": float(num_bytes),
         "num_flops": float(num_flops),
         "launch_s": None if replayed else launches * machine.operation_s,
     }
 
 
-def _shape(engine: Json | None) -> dict[str, int] | None:
+def shape_of(engine: Json | None) -> dict[str, int] | None:
     """Count the weights of a dense decoder's layers and head, and what a token and a pair cost in attention."""
     told = {} if engine is None else engine["model"]
     element = _BYTES.get(str(told.get("dtype")))
@@ -203,7 +203,8 @@ def _shape(engine: Json | None) -> dict[str, int] | None:
     }
 
 
-def _ranks(settings: Json) -> int:
+def ranks_of(settings: Json) -> int:
+    """Count the devices that share the work: tensor times data parallel."""
     sizes = [settings.get(name) for name in ("tensor_parallel_size", "data_parallel_size")]
     return int(np.prod([size for size in sizes if isinstance(size, int) and size > 0], initial=1))
 

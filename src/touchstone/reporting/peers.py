@@ -1,0 +1,132 @@
+"""Engines side by side as the report shows them: each workload against the first engine, then everyone's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from touchstone.experiment import Bilingual, family_of, is_point
+from touchstone.reporting.formatting import Notation, Scale, last_place, noise_of, notation_for, percent
+from touchstone.reporting.values import NOTHING, Amount, Code, Printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from touchstone.records import MetricStatistics, PeerComparison, Result, Scalar
+    from touchstone.reporting.run_folder import Run
+
+METRIC = "total_time"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """One engine on one workload."""
+
+    workload: Code
+    arm: str
+    time: Amount
+    ratio: Amount
+    interval: Amount
+    share: Amount
+    cached: Printable
+    remark: Bilingual | Amount
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """One engine's version and what it said of its settings; `common` ones hold on every workload."""
+
+    arm: str
+    version: Code
+    settings: Code
+
+
+@dataclass(frozen=True, slots=True)
+class PeersView:
+    """The comparison of one test and its points; empty for every other test."""
+
+    rows: tuple[PeerRow, ...] = ()
+    engines: tuple[EngineRow, ...] = ()
+    formulas: tuple[str, ...] = ()
+
+
+FORMULAS = (
+    r"r = \exp\left(\overline{\ln T_{\text{engine}} - \ln T_{\text{first}}}\right)",
+    r"\text{share} = \operatorname{median} \frac{\max\left(\text{bytes} / B,\ \text{FLOPs} / F\right)}{T}",
+)
+
+
+def peers_view(run: Run, test_id: str) -> PeersView:
+    """Arrange the comparison of a test and of all its points, which stand in its chapter."""
+    members = [result for result in run.results if family_of(result.test_id) == test_id and result.peers]
+    if is_point(test_id) or not members:
+        return PeersView()
+    rows = tuple(row for result in members for row in _rows(result))
+    return PeersView(rows, tuple(_engine_rows(members)), FORMULAS)
+
+
+def _rows(result: Result) -> Iterator[PeerRow]:
+    items = {item.arm: item for item in result.statistics if item.metric == METRIC}
+    first = result.peers[0].arm
+    for peer in result.peers:
+        yield _row(result.test_id, peer, items.get(peer.arm), is_first=peer.arm == first)
+
+
+def _row(test_id: str, peer: PeerComparison, item: MetricStatistics | None, *, is_first: bool) -> PeerRow:
+    return PeerRow(
+        workload=Code(test_id),
+        arm=peer.arm,
+        time=_time(peer, item),
+        ratio=NOTHING if peer.ratio is None else Amount(_notation(peer, peer.ratio).write(peer.ratio), "×"),
+        interval=_interval(peer),
+        share=NOTHING if peer.share is None else Amount(percent(peer.share)),
+        cached=NOTHING if peer.cached_tokens is None else peer.cached_tokens,
+        remark=_remark(peer, is_first=is_first),
+    )
+
+
+def _time(peer: PeerComparison, item: MetricStatistics | None) -> Amount:
+    if peer.seconds is None or item is None:
+        return NOTHING
+    notation = notation_for(item)
+    return Amount(notation.write(peer.seconds), notation.scale.symbol)
+
+
+def _notation(peer: PeerComparison, ratio: float) -> Notation:
+    """Cut a ratio to the half-width of its interval."""
+    return Notation(Scale(1, ""), last_place(ratio, noise_of([ratio], peer.interval)))
+
+
+def _interval(peer: PeerComparison) -> Amount:
+    if peer.ratio is None or peer.interval is None:
+        return NOTHING
+    notation = _notation(peer, peer.ratio)
+    return Amount(f"[{notation.write(peer.interval.low)}, {notation.write(peer.interval.high)}]", "×")
+
+
+def _remark(peer: PeerComparison, *, is_first: bool) -> Bilingual | Amount:
+    if peer.reason is not None:
+        return Bilingual(f"not measured: {peer.reason}", f"未测量：{peer.reason_zh}")
+    return Bilingual("baseline", "基线") if is_first else NOTHING
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def _engine_rows(members: list[Result]) -> Iterator[EngineRow]:
+    """Name each engine once; a setting that differs between workloads has all its values."""
+    told: dict[str, list[PeerComparison]] = {}
+    for peer in (peer for result in members for peer in result.peers if peer.version is not None):
+        told.setdefault(peer.arm, []).append(peer)
+    for arm, peers in told.items():
+        yield EngineRow(arm, Code(peers[0].version or ""), Code(settings_text([peer.settings for peer in peers])))
+
+
+def settings_text(told: list[dict[str, Scalar]]) -> str:
+    """Write settings as `name = value`, in the order of their names; values that differ stand side by side."""
+    names = sorted({name for settings in told for name in settings})
+    return "; ".join(f"{name} = {' / '.join(_values(name, told))}" for name in names)
+
+
+def _values(name: str, told: list[dict[str, Scalar]]) -> list[str]:
+    return list(dict.fromkeys(str(settings.get(name)) for settings in told))
