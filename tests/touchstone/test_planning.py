@@ -148,6 +148,14 @@ class TestScaling:
         assert reasons_of["DP 2"] == "not implemented by this engine yet: option data_parallel_size"
         assert reasons_of["DP 8"] == "8 GPUs are needed, this machine has 2"
 
+    def test_a_model_that_cannot_be_split_so_is_known_before_a_process_fails(self, of):
+        """The tiny model has four heads; eight GPUs can hold eight replicas of it and no eight shards."""
+        tests, _ = of(8)
+        assert "DP 8" in {arm.name for arm in tests["3.2"].arms}
+        assert {absent.arm.name: absent.reason for absent in tests["3.2"].absent_arms} == {
+            "TP 8": "the model's 4 attention heads cannot be shared equally by 8 GPUs"
+        }
+
     def test_the_baseline_knows_one_gpu_and_both_sizes(self, of):
         tests, _ = of(8)
         assert {arm.name: (arm.num_gpus, arm.num_requests) for arm in tests["3.1"].arms} == {

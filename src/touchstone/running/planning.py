@@ -100,12 +100,16 @@ _KV_MEMORY_SHARE = 0.8  # of device memory, for all KV pools and weights of one 
 
 @dataclass(frozen=True, slots=True)
 class Facilities:
-    """What the machine and the engine have, as far as tests ask for it; `engines` are all of the run's by name."""
+    """What the machine and the engine have, as far as tests ask for it.
+
+    `engines` are all of the run's by name; `shape` is the model's config.json.
+    """
 
     device: str
     num_gpus: int
     capabilities: Capabilities
     engines: Mapping[str, Capabilities] = field(default_factory=dict)
+    shape: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ def make_plan(
     experiments = [with_engines(experiment, request.engines) for experiment in experiments]
     engines = {request.engine: capabilities, **peers}
     _check_options(request, engines)
-    facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities, engines)
+    facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities, engines, model.config)
     planned: list[tuple[PlannedTest, Design]] = []
     not_measured: list[NotMeasured] = []
     in_profile = [each for each in experiments if each.axis is None or request.profile in each.workload]
@@ -325,7 +329,26 @@ def _why_no_arm(arm: Arm, experiment: Experiment, facilities: Facilities) -> Bil
             f"{arm.num_gpus} GPUs are needed, this machine has {count}",
             f"需要 {arm.num_gpus} 张 GPU，本机有 {count} 张",
         )
-    return _why_no_option(arm.options, facilities.capabilities)
+    return _why_no_option(arm.options, facilities.capabilities) or _why_not_split(arm.options, facilities.shape)
+
+
+# What tensor parallelism gives to each device in equal parts.
+_SPLIT = (
+    ("num_attention_heads", Bilingual("attention heads", "个注意力头")),
+    ("intermediate_size", Bilingual("channels of the MLP", "个 MLP 通道")),
+)
+
+
+def _why_not_split(options: Mapping[str, Scalar], shape: Mapping[str, Any]) -> Bilingual | None:
+    """Say why a model cannot be shared by so many devices: known before a process is started and fails."""
+    size = options.get("tensor_parallel_size")
+    for key, what in _SPLIT if isinstance(size, int) else ():
+        if (count := shape.get(key)) is not None and count % size:
+            return Bilingual(
+                f"the model's {count} {what.en} cannot be shared equally by {size} GPUs",
+                f"模型的 {count} {what.zh}无法由 {size} 张 GPU 均分",
+            )
+    return None
 
 
 def _there(options: Mapping[str, Scalar], capabilities: Capabilities) -> dict[str, Scalar]:
@@ -433,9 +456,7 @@ def _arms(
     experiment: Experiment, profile: Profile, facilities: Facilities
 ) -> tuple[tuple[ArmSpec, ...], tuple[AbsentArm, ...]]:
     """Part the declared arms into those that are run and those that cannot be, with the reason."""
-    specs = [
-        (_arm_spec(arm, profile, facilities), _why_no_arm(arm, experiment, facilities)) for arm in experiment.arms
-    ]
+    specs = [(_arm_spec(arm, profile, facilities), _why_no_arm(arm, experiment, facilities)) for arm in experiment.arms]
     present = tuple(spec for spec, reason in specs if reason is None)
     absent = (AbsentArm(arm=spec, reason=why.en, reason_zh=why.zh) for spec, why in specs if why is not None)
     return present, tuple(absent)
