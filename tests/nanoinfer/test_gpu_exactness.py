@@ -148,7 +148,7 @@ def test_every_kernel_was_compiled_side_by_side_before_a_step_needed_it(folder, 
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", note)
     monkeypatch.setitem(LAYERS["1.7B"], "hidden_size", 640)  # a shape of its own, whose kernels no other test compiled
     monkeypatch.setitem(LAYERS["1.7B"], "intermediate_size", 896)
-    options = {"device": "cuda", "dtype": "float16", "weights": "synthetic", "num_kv_blocks": 600, "max_num_seqs": 40}
+    options = {"device": "cuda", "dtype": "float16", "weights": "synthetic", "num_kv_blocks": 600, "max_num_seqs": 160}
     with LLM(folder("1.7B"), **options) as llm:
         llm.generate([[1] * 100] * 40, SamplingParams(max_tokens=5, ignore_eos=True))
     assert late == []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nanoinfer.kernels.decode_attention import decode_attention
+from nanoinfer.kernels.decode_attention import WHOLE, decode_attention
 from nanoinfer.kernels.decode_inputs import decode_inputs
 from nanoinfer.kernels.few_rows import linear_add, norm_gated_linear, norm_linear
 from nanoinfer.kernels.fused import add_rms_norm, rms_norm, silu_and_mul
@@ -115,7 +115,7 @@ def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     group = model.num_heads // model.num_kv_heads
     tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, LONG)}
     return [
-        partial(decode_attention, *first, one, 1.0),
+        *(partial(decode_attention, *first, one, 1.0, cuts=cuts) for cuts in (None, WHOLE)),
         *(partial(prefill_attention, *first, starts, one, longest, 1.0) for longest in tunings.values()),
     ]
 

@@ -69,11 +69,14 @@ class Cuts(NamedTuple):
         return batch_size if self.most == 1 else min(batch_size + self.even_parts, batch_size * self.most)
 
 
+WHOLE = Cuts(even_parts=1, most=1)
+
+
 def context_cuts(batch_size: int, num_kv_heads: int, multiprocessors: int) -> Cuts:
     """Choose how to cut the contexts of a batch; all arguments are known when a CUDA graph is captured."""
     pairs = batch_size * num_kv_heads
     if pairs > multiprocessors * FULL_PROGRAMS:
-        return Cuts(even_parts=1, most=1)
+        return WHOLE
     even_parts = max(1, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_kv_heads)
     spread = multiprocessors * SPREAD_PROGRAMS // pairs
     return Cuts(even_parts, min(max(spread, LEAST_CUTS), MOST_CUTS))
