@@ -3,13 +3,21 @@
 Each engine costs seconds to start, so tests that ask the same engine different things share it.
 """
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
+import nanoinfer
 from nanoinfer import LLM, ConfigError, FinishReason, RequestError, SamplingParams, WorkerError
 
 OPTIONS = {"device": "cpu", "num_kv_blocks": 64, "block_size": 8, "max_num_seqs": 5, "rank_timeout_s": 30.0}
@@ -188,6 +196,60 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tiny):
     with pytest.raises(WorkerError, match=rf"rank 1 \(process {pids[1]}\) hangs"):
         step_on(llm)
     assert time.monotonic() - begin < 20
+    assert wait_until_gone(pids)
+
+
+def children():
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_what_one_rank_finds_wrong_with_its_part_is_refused_at_the_start(tiny, tmp_path):
+    shutil.copytree(tiny("llama-bias").folder, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][-1] = float("nan")  # the last rank's
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    before = children()
+    with pytest.raises(ConfigError, match=r"up_proj\.weight holds NaN"):
+        LLM(tmp_path / "model", **OPTIONS, tensor_parallel_size=2)
+    assert children() == before
+
+
+def test_a_rank_killed_at_the_start_ends_the_start(tiny):
+    before, killed = children(), []
+
+    def kill_one():
+        while not (new := children() - before):
+            time.sleep(0.01)
+        killed.append(max(new))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(WorkerError, match=r"was ended by SIGKILL") as caught:
+        LLM(tiny("qwen3").folder, **OPTIONS, tensor_parallel_size=2)
+    killer.join()
+    assert f"(process {killed[0]})" in str(caught.value)
+    assert children() == before
+
+
+FRONT_DOOR = """
+import json, sys, time
+from nanoinfer import LLM, SamplingParams
+
+llm = LLM(sys.argv[1], device="cpu", num_kv_blocks=64, tensor_parallel_size=2)
+print(json.dumps([worker.pid for worker in llm._engine.execution.ranks.workers.all]), flush=True)
+llm.generate([[1, 2, 3]] * 200, SamplingParams(temperature=0, max_tokens=150, ignore_eos=True))
+"""
+
+
+def test_no_rank_outlives_a_front_door_that_was_killed(tiny):
+    command = [sys.executable, "-c", FRONT_DOOR, tiny("qwen3").folder]
+    source = str(Path(nanoinfer.__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as front_door:
+        pids = json.loads(front_door.stdout.readline())
+        assert all(psutil.pid_exists(pid) for pid in pids)
+        front_door.kill()
     assert wait_until_gone(pids)
 
 

@@ -146,7 +146,8 @@ class Workers:
                 self._fail(index, self._overdue(index))
         message = inbox.popleft()
         if message.kind is not kind:
-            raise WorkerError(f"{self.all[index].name} sent {message.kind.name} where {kind.name} was due")
+            reason = f"{self.all[index].name} sent {message.kind.name} where {kind.name} was due"
+            self._fail(index, Failure(0, WorkerError(reason)))
         return message
 
     def poll(self, timeout_s: float) -> list[int]:
@@ -165,6 +166,8 @@ class Workers:
             self._fail(index, self._death(worker))
         except TimeoutError:
             self._fail(index, self._silence(worker))
+        except ValueError as error:
+            self._fail(index, Failure(0, WorkerError(f"{worker.name}{_pid(worker)}: {error}")))
         worker.last_heard_s = monotonic()
         if message.kind is Kind.ERROR:
             self._fail(index, _reported(worker, message))
@@ -198,11 +201,12 @@ class Workers:
         )
 
     def _silence(self, worker: Worker) -> Failure:
+        since_s = self._started_s if worker.last_heard_s is None else worker.last_heard_s
         return Failure(
             2,
             WorkerError(
-                f"{worker.name}{_pid(worker)} hangs: it has not given a sign of life for about {self._timeout_s:g} s "
-                f"(rank_timeout_s)"
+                f"{worker.name}{_pid(worker)} hangs: it has not given a sign of life for {monotonic() - since_s:.1f} s "
+                f"(rank_timeout_s is {self._timeout_s:g})"
             ),
         )
 
@@ -211,7 +215,7 @@ class Workers:
 
     def _fail(self, index: int, first: Failure) -> NoReturn:
         """End all workers and raise the failure that explains the others."""
-        failures = [first, *self._last_words(index)]
+        failures = [first, *(self._last_words(index) if first.rank > 0 else ())]
         self._finalizer()
         self._selector.close()
         raise min(failures, key=lambda failure: failure.rank).error
