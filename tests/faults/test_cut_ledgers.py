@@ -2,6 +2,7 @@
 
 import pytest
 
+from touchstone import cli
 from touchstone.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
 from touchstone.records import EntryKind, RunEvent
 from touchstone.running.orchestrate import is_finished
@@ -76,3 +77,20 @@ def test_a_line_missing_from_the_middle_is_never_mended(done, phased):
     with pytest.raises(LedgerError, match="a line was removed"):
         phased.orchestrate.resume(phased.make_run(done))
     assert custody.read_chain(custody.Evidence(done)) != ()
+
+
+@pytest.mark.parametrize("keep", [None, 0, 20])
+def test_a_report_without_one_of_its_traces_is_a_sentence_that_names_it(done, phased, monkeypatch, capsys, keep):
+    trace = min((done / "traces").iterdir())
+    data = trace.read_bytes()
+    trace.unlink()
+    if keep is not None:
+        trace.write_bytes(data[:keep])
+    monkeypatch.setattr("sys.argv", ["touchstone", "report", str(done)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == cli.BAD_INPUT
+    assert trace.name in said.replace("\n", "")
+    assert "Traceback" not in said
+    assert any(trace.name in fault for fault in phased.custody_faults(done))
