@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from touchstone.engines.base import GenerationRequest
 
 
+# Of the largest runs a trace holds some MB. A file from a stranger must not fill the memory before its hash is known.
+MAX_TRACE_BYTES = 1 << 30
+_GZIP = 16 + zlib.MAX_WBITS
+
+
 class TraceError(ValueError):
     """A stored trace is missing or is not what its name says; the message names the file."""
 
@@ -71,10 +76,10 @@ def load_trace(run_dir: Path, sha256: str) -> Trace:
     """Read a trace back; TraceError if it is missing, damaged, or hashes to something else."""
     path = trace_path(run_dir, sha256)
     try:
-        data = gzip.decompress(path.read_bytes())
+        data = _decompressed(path.read_bytes())
     except FileNotFoundError:
         raise TraceError(f"{path} is missing; the ledger names it, so the run folder is incomplete") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, zlib.error) as error:
         raise TraceError(f"{path} cannot be decompressed ({error}); the file is damaged") from error
     if (found := sha256_hex(data)) != sha256:
         raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
@@ -82,6 +87,15 @@ def load_trace(run_dir: Path, sha256: str) -> Trace:
         return _sharing_numbers(Trace.model_validate_json(data))
     except ValueError as error:
         raise TraceError(f"{path} holds no valid trace: {error}") from error
+
+
+def _decompressed(compressed: bytes) -> bytes:
+    """Decompress one file of gzip; zlib.error where it is cut, or holds more than any run does."""
+    stream = zlib.decompressobj(wbits=_GZIP)
+    data = stream.decompress(compressed, MAX_TRACE_BYTES)
+    if not stream.eof or stream.unused_data:
+        raise zlib.error(f"it ends too early or too late, or holds more than {MAX_TRACE_BYTES:,} bytes")
+    return data
 
 
 def _sharing_numbers(trace: Trace) -> Trace:

@@ -1,12 +1,16 @@
 """What comes from outside is data: no file runs code, no shell is asked, and no text becomes markup of a page."""
 
 import ast
+import gzip
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+
+from touchstone import trace
+from touchstone.verify import custody
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = ("src", "quality", "bench", "tools")
@@ -175,3 +179,16 @@ def test_text_from_outside_becomes_no_markup_of_the_page(phased, fault_at, monke
         assert set(page.acts) <= {"img"}  # the report's own figures
         assert all(lead.startswith(("figures/", "report.")) for lead in page.leads)
         assert "{{ 7*7 }}" in text
+
+
+def test_a_trace_that_unpacks_to_more_than_any_run_holds_is_refused_before_it_fills_the_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(trace, "MAX_TRACE_BYTES", 1 << 16)
+    monkeypatch.setattr(custody, "_MAX_TRACE_BYTES", 1 << 16)
+    bomb = gzip.compress(bytes(1 << 24), mtime=0)
+    path = trace.trace_path(tmp_path, "0" * 64)
+    path.parent.mkdir()
+    path.write_bytes(bomb)
+    with pytest.raises(trace.TraceError, match="holds more than 65,536 bytes"):
+        trace.load_trace(tmp_path, "0" * 64)
+    with pytest.raises(ValueError, match="holds over 65,536 bytes"):
+        custody._trace(bomb, "0" * 64)

@@ -32,6 +32,7 @@ MAX_ATTEMPTS = 2  # an invalid process is repeated at most once
 OUTSIDE_REASONS = frozenset({"interrupted by the user", "the run was killed while this process was under way"})
 CODE_TEST = "4.1"
 _GZIP = 31  # zlib's name for the gzip format
+_MAX_TRACE_BYTES = 1 << 30  # a file from a stranger must not fill the memory
 _BODIES: Mapping[str, type[Record]] = {
     "environment": Environment,
     "plan": RunPlan,
@@ -302,9 +303,9 @@ def read_traces(evidence: Evidence) -> tuple[Fault, ...]:
 
 def _trace(compressed: bytes, sha256: str) -> Json:
     stream = zlib.decompressobj(wbits=_GZIP)
-    content = stream.decompress(compressed)
+    content = stream.decompress(compressed, _MAX_TRACE_BYTES)
     if not stream.eof or stream.unused_data:
-        raise ValueError("the compressed file ends too early or too late")
+        raise ValueError(f"the compressed file ends too early or too late, or holds over {_MAX_TRACE_BYTES:,} bytes")
     if compressed[3:8] != bytes(5):
         raise ValueError("the compressed file carries a time or a name, which the instrument never writes")
     if hashlib.sha256(content).hexdigest() != sha256:
