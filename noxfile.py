@@ -58,6 +58,8 @@ def report(session: nox.Session) -> None:
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Measure this machine, then hold the run against the paper's, claim by claim; arguments go to `touchstone run`."""
+    if not Path("paper/ledger.jsonl").is_file():  # said before anything is measured, which takes minutes
+        session.error("paper/ holds no run yet; hold one run against another with `touchstone reproduce A --against B`")
     python = python_of(session)
     measure(session, python)
     session.run(python, "-m", "touchstone", "reproduce", *values_of("--out", session.posargs), success_codes=[0, 2])

@@ -141,6 +141,60 @@ def test_a_changed_byte_in_a_published_file_is_found_and_the_file_named(run, qui
     assert str(path.relative_to(run.folder)) in named(outcomes)
 
 
+PARTS = {
+    "ledger": "ledger.jsonl",
+    "traces": "traces/*",
+    "results": "results/*",
+    "reports": "report.*",
+    "figures": "figures/*",
+}
+
+
+def edited(data, rng):
+    """Change, insert or delete some bytes in a row at a random place."""
+    place, length = rng.randrange(len(data)), rng.choice([1, 1, 1, 2, 5, 40])
+    kind = rng.choice(["change", "insert", "delete"])
+    some = bytes(rng.choice(b"0123456789.,- \n|`%\x00\xff") for _ in range(length))
+    after = place if kind == "insert" else place + length
+    return data[:place] + (b"" if kind == "delete" else some) + data[after:]
+
+
+def unfound_edits(run, verify, part, count, seed):
+    """Edit files of one part, one at a time, and list the edits that are not found or whose file is not named."""
+    rng, unfound = random.Random(seed), []
+    paths = sorted(run.folder.glob(PARTS[part]))
+    for _ in range(count):
+        path = rng.choice(paths)
+        data = path.read_bytes()
+        changed = edited(data, rng)
+        if changed == data or (part == "traces" and says_the_same(data, changed)):
+            continue
+        with Touched(path):
+            path.write_bytes(changed)
+            outcomes = verify(run.folder)
+        if not failed(outcomes) or str(path.relative_to(run.folder)) not in named(outcomes):
+            unfound.append((path.name, data, changed))
+    return unfound
+
+
+def says_the_same(data, changed):
+    """Whether an edit left gzip's content alone, and hit only what a reader ignores: two notes, and unused bits."""
+    header = [place for place in range(8) if data[place : place + 1] != changed[place : place + 1]]
+    return not header and len(data) == len(changed) and is_the_same_content(changed, gzip.decompress(data))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_any_edit_of_any_file_is_found_and_the_file_named(run, quick, part):
+    assert unfound_edits(run, quick, part, count=12, seed=5) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("seed", range(5))
+def test_any_of_many_edits_is_found_and_the_file_named(run, quick, part, seed):
+    assert unfound_edits(run, quick, part, count=300, seed=seed) == []
+
+
 def digits_of(text, rng, count):
     """Places of digits that state results: table cells and formulas, outside code spans, links and headings."""
     places, offset = [], 0
