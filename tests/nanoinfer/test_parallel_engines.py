@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import nanoinfer
-from nanoinfer import LLM, ConfigError, FinishReason, RequestError, SamplingParams, WorkerError
+from nanoinfer import LLM, ConfigError, FinishReason, RequestError, SamplingParams, WorkerError, data_parallel
 
 OPTIONS = {"device": "cpu", "num_kv_blocks": 64, "block_size": 8, "max_num_seqs": 5, "rank_timeout_s": 30.0}
 
@@ -133,6 +133,18 @@ def test_a_request_follows_its_prefix_and_a_reset_forgets_it(both):
     cached = [both.generate([prompt], greedy(2))[0].facts.num_cached_tokens for _ in range(2)]
     both.reset_prefix_cache()
     assert [*cached, both.generate([prompt], greedy(2))[0].facts.num_cached_tokens] == [0, 32, 0]
+
+
+def test_the_clock_of_an_engine_on_another_machine_is_compared(both, monkeypatch):
+    assert both._engine._clock_offsets_ns == [0, 0]
+    monkeypatch.setattr(data_parallel, "boot_id", lambda: "another machine")
+    assert abs(both._engine._clock_offset_ns(1)) < 10**9  # it is this machine's own clock, read on the way
+
+
+def test_a_profile_of_cpus_is_none_for_each(both):
+    both.start_profile()
+    both.generate([[1, 2]], greedy(2))
+    assert both.stop_profile() == [None] * 4
 
 
 def test_peaks_and_memory_are_those_of_each_device(both):
