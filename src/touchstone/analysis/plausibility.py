@@ -80,7 +80,16 @@ LIES: tuple[Lie, ...] = (
         Bilingual("an arm that is not what its name says", "实验组名不副实"),
         ("graphs_as_asked", "prefix_cache_off_hits_nothing", "arrivals_as_drawn"),
     ),
-    Lie(Bilingual("scaling too good", "扩展效率好得不真实"), ("scaling_within_ideal",)),
+    Lie(
+        Bilingual("scaling too good", "扩展效率好得不真实"),
+        (
+            "scaling_within_ideal",
+            "efficiency_within_ideal",
+            "scaling_same_work",
+            "scaling_same_kv_pool",
+            "scaling_devices_as_planned",
+        ),
+    ),
     Lie(Bilingual("cached results", "返回缓存的结果"), ("repeated_prompts_not_faster", "prompts_never_repeat")),
     Lie(
         Bilingual("best of n; retry until it passes; failures dropped", "择优、反复重试或丢弃失败"),

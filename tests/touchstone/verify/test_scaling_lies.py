@@ -83,7 +83,8 @@ def test_fewer_requests_on_more_gpus_are_caught_by_scaling_same_work(good, tmp_p
             step["decode_tokens"] //= 2
             step["batch"] //= 2
 
-    change_runs(story, "3.2", "TP 2", halve)
+    for arm in ("TP 2", "TP 4"):
+        change_runs(story, "3.2", arm, halve)
     assert caught(good, story, tmp_path / "run") == {"scaling_same_work"}
 
 
