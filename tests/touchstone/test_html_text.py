@@ -64,6 +64,12 @@ def test_ticked_and_open_items_are_told_apart():
     assert "☐ open [x] inside" in page
 
 
+def test_a_number_and_its_unit_stay_on_one_line():
+    assert "2.5\u00a0% of 3\u00a0ms, `5 %` and 7 steps" in body_of("2.5 % of 3 ms, `5 %` and 7 steps\n").replace(
+        "<code>", "`"
+    ).replace("</code>", "`")
+
+
 def test_headings_are_numbered_so_that_two_languages_answer_to_each_other():
     made = document("# 标题\n\n## 摘要\n\n### 测试 `a`\n\n##### 太深\n", "zh", {})
     assert made.title == "标题"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DISCLOSURE = re.compile(r"(?:<details>|</details>|<summary>[^<>]*</summary>|\s)*")
 _TASK = re.compile(r"\[([ x])\] ")
+_UNIT = re.compile(r"(?<=\d) (?=%|×|tok/s|ms\b|s\b|GB\b|MB\b|kB\b)")
 _BOXES = {"x": "☑ ", " ": "☐ "}
 _DEEPEST_ID = 4
 
@@ -63,6 +64,7 @@ def _parser(view_boxes: Mapping[str, str]) -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     parser.core.ruler.before("text_join", "inline_formulas", _inline_formulas)
     parser.core.ruler.push("task_items", _task_items)
+    parser.core.ruler.push("units", _keep_units)
     parser.core.ruler.push("headings", _number_headings)
     parser.core.ruler.push("captions", _mark_captions)
     rules: Mapping[str, Callable[..., str]] = {
@@ -112,6 +114,14 @@ def _task_items(state: StateCore) -> None:
         if opening.type == "list_item_open" and paragraph.children:
             first = paragraph.children[0]
             first.content = _TASK.sub(lambda match: _BOXES[match.group(1)], first.content, count=1)
+
+
+def _keep_units(state: StateCore) -> None:
+    """Keep a number and its unit on one line."""
+    for token in _inline(state):
+        for child in token.children or []:
+            if child.type == "text":
+                child.content = _UNIT.sub("\u00a0", child.content)
 
 
 def _number_headings(state: StateCore) -> None:
