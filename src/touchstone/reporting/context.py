@@ -27,7 +27,7 @@ from touchstone.reporting.setting import (
     workload_rows,
 )
 from touchstone.reporting.sweeps import PaybackRow, SweepView, payback_rows, sweep_views
-from touchstone.reporting.values import Amount, Code, Row
+from touchstone.reporting.values import Amount, Code, FigureView, Row
 from touchstone.reporting.wording import wording_sha256
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from touchstone.records import Evidence, Result
     from touchstone.reporting.markdown import Glossary
     from touchstone.reporting.numbers import EffectView
-    from touchstone.reporting.plots import FigureView
     from touchstone.reporting.run_folder import Run
 
 # Commands that the report tells the reader to use where this version of the instrument has them.

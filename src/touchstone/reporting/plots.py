@@ -21,6 +21,7 @@ from touchstone.reporting.formatting import exact, percent
 from touchstone.reporting.scaling import scaling_caption, scaling_panels
 from touchstone.reporting.scaling_figures import draw_scaling
 from touchstone.reporting.sweeps import places_on
+from touchstone.reporting.values import FigureView
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,15 +40,6 @@ _PERCENTILES = ("p50", "p90", "p99")
 _BYTES_SCALES = ((1e9, "GB"), (1e6, "MB"), (1.0, "B"))
 _MAX_PAIR_PANELS = 3
 _MAX_SWEEP_PANELS = 9
-
-
-@dataclass(frozen=True, slots=True)
-class FigureView:
-    """One figure file and its caption, which is also its alternative text; one of scaling stands with its table."""
-
-    path: str
-    caption: Bilingual
-    scaling: bool = False
 
 
 @dataclass(frozen=True, slots=True)

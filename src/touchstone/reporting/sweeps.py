@@ -13,14 +13,13 @@ from touchstone.experiment import AT, Bilingual, family_of, is_point
 from touchstone.records import Verdict
 from touchstone.reporting.formatting import exact, fixed, notation_for, scale_for, significant_place
 from touchstone.reporting.numbers import line_ranges, notation_of_effect, p_value
-from touchstone.reporting.values import NOTHING, Amount, Code, Definition, Printable, Term
+from touchstone.reporting.values import NOTHING, Amount, Code, Definition, FigureView, Printable, Term
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from touchstone.experiment import Axis
     from touchstone.records import Check, Effect, MetricStatistics, Payback, PlannedTest, Result
-    from touchstone.reporting.plots import FigureView
     from touchstone.reporting.run_folder import Run
 
 # Checks that say whether a point's comparison is one: printed for each point, with every check that failed.

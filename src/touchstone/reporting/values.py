@@ -55,4 +55,13 @@ class Definition:
     how: Bilingual
 
 
+@dataclass(frozen=True, slots=True)
+class FigureView:
+    """One figure file and its caption, which is also its alternative text; one of scaling stands with its table."""
+
+    path: str
+    caption: Bilingual
+    scaling: bool = False
+
+
 NOTHING = Amount("—")

@@ -13,7 +13,6 @@ from touchstone.verify.comparing import RELATIVE, differences, same
 from touchstone.verify.custody import CODE_TEST, LEDGER, Evidence
 from touchstone.verify.machine import machine_faults
 from touchstone.verify.observed import COMPARISONS, METRICS, Observation, Value, observe
-from touchstone.verify.payback import payback_faults
 from touchstone.verify.plan_fields import field_names
 from touchstone.verify.rooflines import roofline_faults
 
@@ -127,7 +126,6 @@ def result_faults(
         void = test_id != INSTRUMENT_TEST and is_void(tests)
         effects = family_effects(tests, experiments, told["test_id"])
         yield from _measured_faults(evidence, test, experiment, effects, told, void=void)
-        yield from payback_faults(test, told, void=void)
         yield from machine_faults(evidence, test, told)
     if told["evidence"] is not None:
         yield from _evidence_faults(evidence, test, told["evidence"])

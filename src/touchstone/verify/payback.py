@@ -9,16 +9,26 @@ import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.verify import arithmetic as own
+from touchstone.verify.expected import is_void
 from touchstone.verify.observed import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from touchstone.verify.expected import TestEvidence, TimedRun
 
 Json: TypeAlias = "dict[str, Any]"
 
 LEVEL, EDGE = 0.95, 1e-6
+
+
+def faults_of(tests: Mapping[str, TestEvidence], told: Json) -> Iterator[str]:
+    """Say what is wrong with the payback of any result."""
+    test = tests.get(told["test_id"])
+    if told["status"] == "measured" and test is not None and test.processes:
+        yield from payback_faults(test, told, void=is_void(tests))
+    elif told["payback"] is not None:
+        yield "payback: given, and the ledger holds no valid process of this test"
 
 
 def payback_faults(test: TestEvidence, told: Json, *, void: bool) -> Iterator[str]:

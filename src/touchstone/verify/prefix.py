@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from touchstone.records import WorkloadSpec
 from touchstone.workload import build
 
-if TYPE_CHECKING:
-    from touchstone.verify.observed import Integers
-
 Json: TypeAlias = "dict[str, Any]"
+Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
 @lru_cache(maxsize=4)

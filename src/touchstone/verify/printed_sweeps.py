@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from touchstone.coordinates import COORDINATES
 from touchstone.verify import arithmetic as own
@@ -23,10 +23,11 @@ from touchstone.verify.digits import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from touchstone.verify.printed import Case, Place, Report
+    from touchstone.experiment import Experiment
+    from touchstone.verify.expected import TestEvidence
 
 Json: TypeAlias = "dict[str, Any]"
-Rule: TypeAlias = "Callable[[Place, list[str]], Iterator[str]]"
+Rule: TypeAlias = "Callable[[Any, list[str]], Iterator[str]]"
 
 HIGHER_IS_BETTER = frozenset(
     {
@@ -42,6 +43,58 @@ NEITHER_IS_BETTER = frozenset({"predicted_cached_tokens", "cached_tokens_bound",
 _WINNERS = re.compile(r"^- \*\*[^*]+\*\* `(\w+)`")
 _CODE = re.compile(r"`([^`]+)`")
 _DIGITS = 3
+
+
+class Place(Protocol):
+    """A line of a report and the test whose chapter it stands in."""
+
+    @property
+    def number(self) -> int:
+        """Line number, from 1."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The line as it stands."""
+        ...
+
+    @property
+    def test_id(self) -> str | None:
+        """The test in whose chapter it stands."""
+        ...
+
+
+class Report(Protocol):
+    """A report, line by line."""
+
+    @property
+    def language(self) -> str:
+        """`en` or `zh`."""
+        ...
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """Every line in its order."""
+        ...
+
+
+class Case(Protocol):
+    """What a report is held against."""
+
+    @property
+    def tests(self) -> Mapping[str, TestEvidence]:
+        """What the ledger holds of each planned test."""
+        ...
+
+    @property
+    def experiments(self) -> Mapping[str, Experiment]:
+        """What the bench files declare."""
+        ...
+
+    @property
+    def results(self) -> Mapping[str, Json]:
+        """The results, found to follow from the ledger."""
+        ...
 
 
 def coordinate_of(axis: str, planned: Json) -> float | None:

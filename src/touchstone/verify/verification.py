@@ -13,6 +13,7 @@ from touchstone.verify import custody
 from touchstone.verify.custody import LEDGER, Evidence
 from touchstone.verify.expected import gather, result_faults
 from touchstone.verify.outcome import Fault, NotARunError, Outcome
+from touchstone.verify.payback import faults_of
 from touchstone.verify.peers import peer_faults
 from touchstone.verify.printed import Case, Report, language_faults, number_faults, prose_faults, root_hash_faults
 from touchstone.verify.scaling import scaling_faults
@@ -107,6 +108,7 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, rem
         for file, told in results.items()
         for detail in (
             *result_faults(evidence, tests, experiments, told),
+            *faults_of(tests, told),
             *scaling_faults(tests, experiments.get(told["test_id"]), told, case.results),
             *peer_faults(evidence, tests, experiments.get(told["test_id"]), told),
             *prose_faults(case, told),
