@@ -7,6 +7,7 @@ are one a request on the way in, and one a step with finished requests on the wa
 from __future__ import annotations
 
 import select
+from array import array
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -386,9 +387,12 @@ def pack_outputs(outputs: Sequence[RequestOutput]) -> tuple[dict[str, Any], Tens
             for output in outputs
         ]
     }
-    tokens = [token for output in outputs for token in output.token_ids]
-    times = [time for output in outputs for time in output.facts.token_times_ns]
-    return facts, torch.tensor(tokens + times, dtype=torch.int64)
+    integers = array("q")  # thousands of requests may end in one step, and the front door waits for them
+    for output in outputs:
+        integers.extend(output.token_ids)
+    for output in outputs:
+        integers.extend(output.facts.token_times_ns)
+    return facts, torch.frombuffer(integers, dtype=torch.int64) if integers else torch.empty(0, dtype=torch.int64)
 
 
 def unpack_outputs(message: Message, requests: Mapping[int, Request], clock_offset_ns: int) -> list[RequestOutput]:
