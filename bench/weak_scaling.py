@@ -29,7 +29,7 @@ def tensor(load: str, requests: dict[Profile, int]) -> tuple[Arm, ...]:
     return tuple(
         Arm(
             f"TP {count} {load}",
-            {"tensor_parallel_size": count, "max_num_seqs": count * 256},
+            {"tensor_parallel_size": count, "max_num_seqs": max(256, count * max(requests.values()))},
             num_gpus=count,
             requests_per_gpu=requests,
         )
