@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
         "并根据提示内容、块大小与进入调度的次序独立预测。",
     ),
     workload={
-        Profile.SMOKE: fixed(32, 128, 8, **PLAN),
+        Profile.SMOKE: fixed(24, 128, 8, **PLAN),
         Profile.QUICK: fixed(100, 512, 32, **PLAN),
         Profile.PAPER: fixed(100, 512, 128, **PLAN),
     },

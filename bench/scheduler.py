@@ -32,7 +32,7 @@ def chat(load: float | None = None) -> dict[Profile, WorkloadSpec]:
     return {
         Profile.SMOKE: ranged(24 if load is None else 12, (16, 96), (8, 24), load=load),
         Profile.QUICK: ranged(128, (100, 512), (32, 128), load=load),
-        Profile.PAPER: ranged(128, (100, 1024), (16, 128), load=load),
+        Profile.PAPER: ranged(112, (100, 1024), (16, 128), load=load),
     }
 
 

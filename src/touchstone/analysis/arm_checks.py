@@ -33,9 +33,14 @@ def arm_checks(test: TestRuns) -> tuple[Check, ...]:
 
 
 def hits_as_predicted(test: TestRuns) -> Check | None:
-    """Catch a cache that finds what it should not, or not what it should, token by token; None without prediction."""
+    """Catch a cache that finds what it should not, or not what it should, token by token.
+
+    None without an arm that asks for a cache, or without prediction.
+    """
+    if not any(arm.options.get("prefix_cache") is True for arm in test.planned.arms):
+        return None
     known = [row for run in test.runs if (row := _predicted_measured_bound(run)) is not None]
-    if not any(predicted for predicted, _, _ in known):
+    if not known:
         return None
     wrong = sum(measured != predicted or measured > bound for predicted, measured, bound in known)
     predicted, measured, bound = (", ".join(map(str, sorted(set(column)))) for column in zip(*known, strict=True))

@@ -47,10 +47,10 @@ def draw_sweep(panels: Sequence[SweepPanel]) -> Figure:
 
     The places stand at equal distances, so that no end of the axis is squeezed.
     """
-    columns = min(len(panels), _MAX_COLUMNS)
-    if columns < 1:
+    if not panels:
         raise FigureError("a figure needs at least one panel, got none")
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // _MAX_COLUMNS)
+    columns = -(-len(panels) // rows)
     figure = Figure(figsize=(1.2 + 2.0 * max(columns, 2), 0.4 + 3.2 * rows), layout="constrained")
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(1.2, 1) * rows)
     for index in range(rows * columns):
