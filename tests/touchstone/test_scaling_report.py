@@ -72,6 +72,12 @@ def test_what_was_not_measured_is_marked_and_without_a_fit_nothing_is_projected(
     assert "projection" not in {text.get_text() for text in axes.get_legend().get_texts()}
 
 
+def test_an_interval_that_reaches_far_down_stays_within_the_axes():
+    slow = ScalingPanel("TP", None, ((1, 1.0, None), (2, 0.3, (0.1, 0.9))), (4,), (), (), (), ())
+    axes = draw_scaling([slow]).axes[0]
+    assert axes.get_ylim()[0] < 0.1
+
+
 def test_residuals_are_drawn_in_per_cent_at_the_fitted_counts():
     residuals = draw_scaling([FIT]).axes[1]
     points = next(line for line in residuals.lines if line.get_marker() == "o")

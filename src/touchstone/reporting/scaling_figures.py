@@ -72,7 +72,7 @@ def _count_axis(axes: Axes, counts: Sequence[int]) -> None:
 
 def _draw_speedup(axes: Axes, panel: ScalingPanel, counts: Sequence[int]) -> None:
     _count_axis(axes, counts)
-    floor = min(1.0, *(speedup for _, speedup, _ in panel.measured)) / _MARGIN
+    floor = min(1.0, *(speedup if ends is None else ends[0] for _, speedup, ends in panel.measured)) / _MARGIN
     axes.set_yscale("log", base=2)
     axes.set_ylim(floor, max(counts) * _MARGIN)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
