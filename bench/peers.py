@@ -2,8 +2,8 @@
 
 Question   How long do engines take for the same requests, and what share of the machine's bound does each reach?
 Compare    the engines named by --engine, each in processes of its own that take turns; the first is the baseline.
-Workload   W1 many requests of one length (this test itself); its points: W2 ranged lengths, prefill alone, W3 one
-           request, W4 a shared prefix. Prompts are the same ids for every engine, output lengths are forced, greedy.
+Workload   W1 many requests of one length (this test itself); its points: W2 ranged lengths, prefill alone with one
+           token out, W3 one request, W4 a shared prefix. Same prompt ids for every engine, forced lengths, greedy.
 Measure    host time of every token as a user of the engine sees it, device idle at both ends.
 Derived    ratio of total times from one log-ratio a round; share = least time for the work at this machine's B and F.
 Accept     equal token counts; prefix cache off but in W4 where an engine has the switch, and no hits but in W4.
@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
                     without={"transformers": STATIC_BATCH},
                 ),
                 Point(
-                    "prefill",
+                    "first-token",
                     {
                         Profile.SMOKE: fixed(16, 64, 1),
                         Profile.QUICK: fixed(64, 512, 1),

@@ -46,18 +46,25 @@ def peer_comparisons(
         return ()
     peaks = fastest(ledgered.readings)
     items = {item.arm: item for item in described if item.metric == METRIC}
-    present = [_compared(test, arm, items[arm.name], peaks) for arm in test.planned.arms]
+    first = test.arms[0]
+    given = items[first].median is not None  # no ratio is made to a time that was taken back
+    present = [
+        _compared(test, arm, items[arm.name], peaks, with_ratio=given and arm.name != first)
+        for arm in test.planned.arms
+    ]
     absent = [_absent(row.arm, Bilingual(row.reason, row.reason_zh)) for row in test.planned.absent_arms]
     return (*present, *absent)
 
 
-def _compared(test: TestRuns, arm: ArmSpec, item: MetricStatistics, peaks: Peaks | None) -> PeerComparison:
+def _compared(
+    test: TestRuns, arm: ArmSpec, item: MetricStatistics, peaks: Peaks | None, *, with_ratio: bool
+) -> PeerComparison:
     runs = [run for run in test.runs if run.arm == arm.name]
     facts = next((run.facts.engine for run in runs if run.facts.engine is not None), None)
     if item.median is None or facts is None:
         reason = Bilingual(item.withheld or _NO_VALID_PROCESS.en, item.withheld_zh or _NO_VALID_PROCESS.zh)
         return _absent(arm, reason)
-    rounds = () if arm.name == test.arms[0] else _rounds(test, arm.name)
+    rounds = _rounds(test, arm.name) if with_ratio else ()
     ratios = [math.exp(value) for value in rounds]
     return PeerComparison(
         arm=arm.name,

@@ -131,7 +131,7 @@ class _Work:
 
     def _rounds(self, arm: str) -> list[float]:
         first = self._test.arms[0]
-        if arm == first:
+        if arm == first or self._items[first]["median"] is None:
             return []
         theirs, mine = self._times[first], self._times[arm]
         return [math.log(mine[number]) - math.log(theirs[number]) for number in sorted(mine) if number in theirs]

@@ -657,7 +657,7 @@ class _Checker:
 
     def _engine(self, place: Place, row: list[str]) -> Iterator[str]:
         wanted = peers.engine_cells(self._case.results, place.test_id or "", _bare(row[0]))
-        if wanted is None or (_bare(row[1]), _bare(row[2])) != wanted:
+        if wanted is None or tuple(_bare(cell).replace(r"\|", "|") for cell in row[1:]) != wanted:
             yield f"version or settings of {row[0]} are not those of the results"
 
     # --- the machine
