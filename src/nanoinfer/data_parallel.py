@@ -1,15 +1,15 @@
 """Several engines behind one front door: each in a process of its own, with its own model, scheduler and KV cache.
 
 The front door numbers requests, sends each to the engine with the least to do, and gathers what comes back. Messages
-are one a request on the way in, and one a step with finished requests on the way back; steps themselves cost nothing.
+are one a request on the way in; on the way back one a step that ends requests, and now and then the tokens so far.
 """
 
 from __future__ import annotations
 
 import select
 from array import array
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POLL_NS = 500_000_000
+PROGRESS_STEPS = 64
 _PHASES = tuple(phase.value for phase in Phase)
 _UNKNOWN = -1  # an integer that is None
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -101,7 +102,7 @@ class DataParallelEngine:
         self.graphs = None if graphs is None else GraphFacts(**graphs)
         self._intake = Intake(_gauge(config, self._ready), model_config.vocab_size)
         self._dispatcher = Dispatcher(len(self._ready), config.placement, config.block_size)
-        self._unfinished: dict[int, Request] = {}
+        self._unfinished: dict[int, Partial] = {}
         self._finished: list[RequestOutput] = []
 
     @property
@@ -116,7 +117,7 @@ class DataParallelEngine:
     def add(self, request: Request) -> None:
         """Send a request made by `make_request` to an engine."""
         index = self._dispatcher.place(request)
-        self._unfinished[request.request_id] = request
+        self._unfinished[request.request_id] = Partial(request)
         facts = {
             "request_id": request.request_id,
             "arrival_ns": request.arrival_ns + self._clock_offsets_ns[index],
@@ -202,29 +203,36 @@ class DataParallelEngine:
         return range(len(self._workers.all))
 
     def _take_in(self, index: int) -> None:
-        """Empty an engine's inbox, in which nothing but finished requests can be."""
+        """Empty an engine's inbox, in which nothing but results can be."""
         inbox = self._workers.all[index].inbox
         while inbox:
-            message = inbox.popleft()
-            if message.kind is not Kind.FINISHED:
-                raise WorkerError(f"engine {index} sent {message.kind.name} where FINISHED was due")
-            self._outputs(index, message)
+            self._note(index, inbox.popleft())
 
     def _answer(self, index: int, kind: Kind) -> Message:
-        """Wait for an engine's answer; requests that it finished before come first."""
+        """Wait for an engine's answer; results that it had before come first."""
         inbox = self._workers.all[index].inbox
         while True:
             while not inbox:
                 self._workers.poll(POLL_NS / 1e9)
-            if inbox[0].kind is kind:
-                return inbox.popleft()
-            self._outputs(index, self._workers.receive(index, Kind.FINISHED))
+            message = inbox.popleft()
+            if message.kind is kind:
+                return message
+            self._note(index, message)
+
+    def _note(self, index: int, message: Message) -> None:
+        if message.kind not in {Kind.PROGRESS, Kind.FINISHED}:
+            raise WorkerError(f"engine {index} sent {message.kind.name}, which nobody asked for")
+        self._outputs(index, message)
 
     def _outputs(self, index: int, message: Message) -> None:
-        for output in unpack_outputs(message, self._unfinished, self._clock_offsets_ns[index]):
-            del self._unfinished[output.request_id]
-            self._dispatcher.finish(output.request_id)
-            self._finished.append(output)
+        """Take in tokens, and the requests that end with them."""
+        offset_ns = self._clock_offsets_ns[index]
+        take_in_tokens(message, self._unfinished, offset_ns)
+        for facts in message.facts["requests"]:
+            if "finish_reason" in facts:
+                partial = self._unfinished.pop(facts["request_id"])
+                self._dispatcher.finish(partial.request.request_id)
+                self._finished.append(partial.output(facts, offset_ns))
 
     def _clock_offset_ns(self, index: int) -> int:
         """Return what to add to a reading of this process's clock to get that of an engine.
@@ -314,16 +322,22 @@ def boot_id() -> str:
     return _BOOT_ID.read_text(encoding="ascii").strip()
 
 
-@dataclass(frozen=True, slots=True)
 class EngineServer:
-    """Steps an engine while it has work, and does what messages ask between the steps."""
+    """Steps an engine while it has work, and does what messages ask between the steps.
 
-    engine: Engine
-    channel: Channel
+    Tokens are sent on every PROGRESS_STEPS steps: thousands of requests may end in the same step, and what the front
+    door has taken in before does not hold it up then.
+    """
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self.engine = engine
+        self.channel = channel
+        self._requests: dict[int, Request] = {}
+        self._num_sent: dict[int, int] = {}  # output tokens that the front door has of each unfinished request
 
     def serve(self) -> None:
         """Work until told to close."""
-        waiting = select.poll()
+        waiting, num_steps = select.poll(), 0
         waiting.register(self.channel, select.POLLIN)
         while True:
             while not self.engine.has_unfinished or waiting.poll(0):
@@ -332,16 +346,38 @@ class EngineServer:
                     return
                 self._obey(message)
             if finished := self.engine.step():
-                self.channel.send(Kind.FINISHED, *pack_outputs(finished))
+                self._send_ends(Kind.FINISHED, finished)
+            num_steps += 1
+            if num_steps % PROGRESS_STEPS == 0:
+                self._send_progress()
+
+    def _send_ends(self, kind: Kind, outputs: Sequence[RequestOutput]) -> None:
+        """Send what the front door does not have of requests that have ended."""
+        sent = [self._num_sent.pop(output.request_id) for output in outputs]
+        for output in outputs:
+            del self._requests[output.request_id]
+        self.channel.send(kind, *pack_ends(outputs, sent))
+
+    def _send_progress(self) -> None:
+        """Send the tokens that are new since the last time."""
+        new = []
+        for number, request in self._requests.items():
+            begin, end = self._num_sent[number], len(request.token_times_ns)
+            if end > begin:
+                new.append((number, request.output_token_ids[begin:end], request.token_times_ns[begin:end]))
+                self._num_sent[number] = end
+        if new:
+            facts = {"requests": [{"request_id": number, "num_tokens": len(tokens)} for number, tokens, _ in new]}
+            self.channel.send(Kind.PROGRESS, facts, _end_to_end([tokens for _, tokens, _ in new], [t for *_, t in new]))
 
     def _obey(self, message: Message) -> None:
         engine, facts = self.engine, message.facts
         match message.kind:
             case Kind.ADD:
-                engine.add(_request(facts, message.integers))
+                self._add(_request(facts, message.integers))
             case Kind.CANCEL:
                 output = engine.cancel(facts["request_id"])
-                self.channel.send(Kind.CANCELLED, *pack_outputs([] if output is None else [output]))
+                self._send_ends(Kind.CANCELLED, [] if output is None else [output])
             case Kind.STEP_FACTS:
                 rows = [_step_integers(step) for step in engine.take_step_facts()]
                 self.channel.send(Kind.STEP_FACTS, integers=torch.tensor(rows, dtype=torch.int64).flatten())
@@ -362,6 +398,11 @@ class EngineServer:
             case _:
                 raise ValueError(f"an engine does not understand {message.kind.name}")
 
+    def _add(self, request: Request) -> None:
+        self.engine.add(request)
+        self._requests[request.request_id] = request
+        self._num_sent[request.request_id] = 0
+
 
 def _request(facts: Mapping[str, Any], token_ids: Tensor) -> Request:
     sampling = SamplingParams(**facts["sampling"] | {"stop_token_ids": tuple(facts["sampling"]["stop_token_ids"])})
@@ -371,61 +412,70 @@ def _request(facts: Mapping[str, Any], token_ids: Tensor) -> Request:
 # --- results as integers ----------------------------------------------------------------------------------------------
 
 
-def pack_outputs(outputs: Sequence[RequestOutput]) -> tuple[dict[str, Any], Tensor]:
-    """Lay finished requests out: facts one by one, and their tokens and token times end to end."""
+@dataclass(slots=True)
+class Partial:
+    """What the front door has of a request so far; times are readings of its own clock."""
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    times_ns: list[int] = field(default_factory=list)
+
+    def output(self, facts: Mapping[str, Any], clock_offset_ns: int) -> RequestOutput:
+        """Freeze the request as its engine ended it."""
+        request, scheduled_ns = self.request, facts["scheduled_ns"]
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt_token_ids=tuple(request.token_ids),
+            token_ids=tuple(self.token_ids),
+            text=None,
+            finish_reason=FinishReason(facts["finish_reason"]),
+            facts=RequestFacts(
+                arrival_ns=request.arrival_ns,
+                scheduled_ns=None if scheduled_ns is None else scheduled_ns - clock_offset_ns,
+                token_times_ns=tuple(self.times_ns),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_cached_tokens=facts["num_cached_tokens"],
+                num_preemptions=facts["num_preemptions"],
+            ),
+        )
+
+
+def pack_ends(outputs: Sequence[RequestOutput], num_sent: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+    """Lay requests out that have ended: facts one by one, and end to end the tokens that were not sent before."""
     facts = {
         "requests": [
             {
                 "request_id": output.request_id,
+                "num_tokens": len(output.token_ids) - sent,
                 "finish_reason": output.finish_reason.value,
-                "num_tokens": len(output.token_ids),
-                "arrival_ns": output.facts.arrival_ns,
                 "scheduled_ns": output.facts.scheduled_ns,
                 "num_cached_tokens": output.facts.num_cached_tokens,
                 "num_preemptions": output.facts.num_preemptions,
             }
-            for output in outputs
+            for output, sent in zip(outputs, num_sent, strict=True)
         ]
     }
-    integers = array("q")  # thousands of requests may end in one step, and the front door waits for them
-    for output in outputs:
-        integers.extend(output.token_ids)
-    for output in outputs:
-        integers.extend(output.facts.token_times_ns)
-    return facts, torch.frombuffer(integers, dtype=torch.int64) if integers else torch.empty(0, dtype=torch.int64)
+    tokens = [output.token_ids[sent:] for output, sent in zip(outputs, num_sent, strict=True)]
+    times = [output.facts.token_times_ns[sent:] for output, sent in zip(outputs, num_sent, strict=True)]
+    return facts, _end_to_end(tokens, times)
 
 
-def unpack_outputs(message: Message, requests: Mapping[int, Request], clock_offset_ns: int) -> list[RequestOutput]:
-    """Read finished requests back; `clock_offset_ns` is what their engine's clock is ahead of this process's."""
+def _end_to_end(tokens: Sequence[Sequence[int]], times_ns: Sequence[Sequence[int]]) -> Tensor:
+    """All tokens, then all their times, as integers."""
+    integers = array("q", chain.from_iterable(chain(tokens, times_ns)))
+    return torch.frombuffer(integers, dtype=torch.int64) if integers else torch.empty(0, dtype=torch.int64)
+
+
+def take_in_tokens(message: Message, partials: Mapping[int, Partial], clock_offset_ns: int) -> None:
+    """Append a message's tokens to their requests; `clock_offset_ns` is what the engine's clock is ahead of ours."""
     listed = message.facts["requests"]
-    bounds = [0, *accumulate(one["num_tokens"] for one in listed)]
+    bounds = [0, *accumulate(facts["num_tokens"] for facts in listed)]
     tokens = message.integers[: bounds[-1]].tolist()
     times = (message.integers[bounds[-1] :] - clock_offset_ns).tolist()
-    return [
-        _output(one, requests[one["request_id"]], tokens[begin:end], times[begin:end], clock_offset_ns)
-        for one, (begin, end) in zip(listed, pairwise(bounds), strict=True)
-    ]
-
-
-def _output(
-    one: Mapping[str, Any], request: Request, token_ids: list[int], times_ns: list[int], clock_offset_ns: int
-) -> RequestOutput:
-    scheduled_ns = one["scheduled_ns"]
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt_token_ids=tuple(request.token_ids),
-        token_ids=tuple(token_ids),
-        text=None,
-        finish_reason=FinishReason(one["finish_reason"]),
-        facts=RequestFacts(
-            arrival_ns=request.arrival_ns,
-            scheduled_ns=None if scheduled_ns is None else scheduled_ns - clock_offset_ns,
-            token_times_ns=tuple(times_ns),
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_cached_tokens=one["num_cached_tokens"],
-            num_preemptions=one["num_preemptions"],
-        ),
-    )
+    for facts, (begin, end) in zip(listed, pairwise(bounds), strict=True):
+        partial = partials[facts["request_id"]]
+        partial.token_ids += tokens[begin:end]
+        partial.times_ns += times[begin:end]
 
 
 _STEP_FIELDS = 9

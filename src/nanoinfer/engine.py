@@ -153,8 +153,9 @@ class Engine:
 
     def _commit(self) -> list[Request]:
         """Wait for the tokens of the oldest step in flight and hand them to the scheduler."""
-        step = self._in_flight.popleft()
-        sampled = step.handle.tokens()
+        step = self._in_flight[0]
+        sampled = step.handle.tokens()  # who interrupts the wait finds the step still in flight
+        self._in_flight.popleft()
         end_ns = perf_counter_ns()
         self._step_facts.append(_step_facts(step, end_ns))
         return self.scheduler.commit(step.plan, sampled, end_ns)

@@ -2,7 +2,7 @@
 
 import torch
 
-from nanoinfer.data_parallel import _step_facts, _step_integers, pack_outputs, unpack_outputs
+from nanoinfer.data_parallel import Partial, _step_facts, _step_integers, pack_ends, take_in_tokens
 from nanoinfer.execution.channel import Kind, Message
 from nanoinfer.request import FinishReason, Request, RequestFacts, RequestOutput, SamplingParams, StepFacts
 
@@ -28,9 +28,11 @@ def test_finished_requests_come_back_on_the_front_doors_clock():
         output(9, (), FinishReason.CANCELLED, scheduled=False),
         output(8, (6,), FinishReason.LENGTH),
     ]
-    requests = {number: Request(number, [4, 5], 2, SamplingParams(), number) for number in (7, 8, 9)}
-    facts, integers = pack_outputs(sent)
-    back = unpack_outputs(Message(Kind.FINISHED, facts, integers), requests, AHEAD_NS)
+    partials = {number: Partial(Request(number, [4, 5], 2, SamplingParams(), number)) for number in (7, 8, 9)}
+    partials[7].token_ids, partials[7].times_ns = [1, 2], [7000, 7001]  # came before
+    facts, integers = pack_ends(sent, [2, 0, 0])
+    take_in_tokens(Message(Kind.FINISHED, facts, integers), partials, AHEAD_NS)
+    back = [partials[one["request_id"]].output(one, AHEAD_NS) for one in facts["requests"]]
     assert [one.request_id for one in back] == [7, 9, 8]
     assert [one.token_ids for one in back] == [(1, 2, 3), (), (6,)]
     assert [one.finish_reason for one in back] == [one.finish_reason for one in sent]

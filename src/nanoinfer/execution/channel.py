@@ -50,7 +50,8 @@ class Kind(IntEnum):
     CLOCK = 14
     START_PROFILE = 15
     STOP_PROFILE = 16
-    CLOSE = 17
+    PROGRESS = 17
+    CLOSE = 18
 
 
 def _no_integers() -> Tensor:
