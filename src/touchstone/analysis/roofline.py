@@ -68,12 +68,13 @@ class ModelWork:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes and operations of some steps, and the seconds that they take at least."""
+    """Bytes and operations of some steps, and the seconds that they take at least on all `ranks` together."""
 
     num_bytes: float
     num_flops: float
     floor_s: float
     launch_s: float | None
+    ranks: int = 1
 
 
 def fastest(readings: Sequence[CanaryReading]) -> Peaks | None:
@@ -133,7 +134,7 @@ def work_of(trace: Trace, kind: str | None, model: ModelWork, peaks: Peaks, devi
         max(read / peaks.bytes_per_s, done / peaks.flops_per_s) for read, done in zip(weights, flops, strict=True)
     )
     floor_s = max(stepwise, num_bytes / peaks.bytes_per_s, num_flops / peaks.flops_per_s) / model.ranks
-    return Work(num_bytes, num_flops, floor_s, _launch_s(steps, model, peaks, device))
+    return Work(num_bytes, num_flops, floor_s, _launch_s(steps, model, peaks, device), model.ranks)
 
 
 def _weight_bytes(step: StepTrace, model: ModelWork) -> int:
@@ -250,16 +251,29 @@ def roofline_of(
 
 
 def explain(work: Work, measured_s: float) -> Bilingual | None:
-    """Explain a share below a tenth by the one rule there is: starting the operations takes the host that long.
+    """Explain a share below a tenth by one of two rules, both bounds themselves: beyond ten times it stays unexplained.
 
-    It is a bound as well: slower than ten times the launch floor stays unexplained.
+    Starting the operations takes the host that long. Or several devices exchange results, which the floor leaves out:
+    as slow as one device may be, they may be too.
     """
-    if work.floor_s / measured_s >= MIN_SHARE or work.launch_s is None or work.launch_s / measured_s < MIN_SHARE:
+    if work.floor_s / measured_s >= MIN_SHARE:
         return None
+    if work.launch_s is None or work.launch_s / measured_s < MIN_SHARE:
+        return _explain_by_exchange(work, measured_s)
     share = work.launch_s / measured_s
     return Bilingual(
         f"bound by starting operations: that alone takes the host {work.launch_s:.3g} s, {share:.0%} of the time",
         f"受限于启动操作：仅此一项主机就需 {work.launch_s:.3g} s，占用时的 {share:.0%}",
+    )
+
+
+def _explain_by_exchange(work: Work, measured_s: float) -> Bilingual | None:
+    of_one = work.ranks * work.floor_s / measured_s
+    if work.ranks == 1 or of_one < MIN_SHARE:
+        return None
+    return Bilingual(
+        f"bound by what {work.ranks} devices exchange: of one device's bound it reaches {of_one:.0%}",
+        f"受限于 {work.ranks} 个设备之间的通信：达到单设备上限的 {of_one:.0%}",
     )
 
 

@@ -140,7 +140,6 @@ def _roofline(evidence: Evidence, test: TestEvidence, metric: str, run: TimedRun
         return None
     reached = floor["floor_s"] / seconds
     launch = floor["launch_s"]
-    explained = reached < LEAST_SHARE and launch is not None and launch / seconds >= LEAST_SHARE
     by_bytes = floor["num_bytes"] / machine.bytes_per_s >= floor["num_flops"] / machine.flops_per_s
     return floor | {
         "measured_s": seconds,
@@ -149,8 +148,17 @@ def _roofline(evidence: Evidence, test: TestEvidence, metric: str, run: TimedRun
         "limited_by": "bytes" if by_bytes else "FLOPs",
         "bytes_per_s": machine.bytes_per_s,
         "flops_per_s": machine.flops_per_s,
-        "explained_by": [*numbers(f"{launch:.3g}"), *share(launch / seconds, 0)] if explained else None,
+        "explained_by": _explained_by(reached, launch, seconds, ranks_of(run.engine["settings"] if run.engine else {})),
     }
+
+
+def _explained_by(reached: float, launch: float | None, seconds: float, ranks: int) -> list[str] | None:
+    """Numbers of the explanation of a share below a tenth: starting operations, or what several devices exchange."""
+    if reached >= LEAST_SHARE:
+        return None
+    if launch is not None and launch / seconds >= LEAST_SHARE:
+        return [*numbers(f"{launch:.3g}"), *share(launch / seconds, 0)]
+    return [str(ranks), *share(ranks * reached, 0)] if ranks > 1 and ranks * reached >= LEAST_SHARE else None
 
 
 def _seconds(run: Observation, kind: str | None) -> float | None:

@@ -132,3 +132,20 @@ class TestSampleFiguresOfThePlan:
         trace = make_trace(prompts=[512] * 256, outputs=2, prefill_ms=331.5, decode_ms=0.1)
         slower = roofline("prefill_throughput", trace, peaks=fastest([reading(71e12, 936e9)]))
         assert slower.floor_s > 1.6
+
+
+@pytest.mark.parametrize(
+    ("ranks", "times_the_floor", "explained"), [(1, 20.0, False), (8, 20.0, True), (8, 70.0, True), (8, 90.0, False)]
+)
+def test_several_devices_may_be_as_slow_as_one_by_what_they_exchange_and_no_slower(ranks, times_the_floor, explained):
+    """Graphs replay, so starting operations explains nothing; the floor of eight devices leaves their exchange out."""
+    trace = make_trace(decode_ms=1)
+    floor = work_of(trace, None, model_work(engine(tensor_parallel_size=ranks)), PEAKS, "cuda").floor_s
+    trace = make_trace(prefill_ms=1e3 * times_the_floor * floor - 0.02, decode_ms=0.01)
+    steps = tuple(step.model_copy(update={"graph": True}) for step in trace.steps)
+    found = roofline("total_time", trace.model_copy(update={"steps": steps}), facts=engine(tensor_parallel_size=ranks))
+    assert found.share == pytest.approx(1 / times_the_floor)
+    assert (found.explanation is not None) == explained
+    assert (too_slow(found) is None) == explained
+    if explained:
+        assert found.explanation.startswith("bound by what 8 devices exchange")
