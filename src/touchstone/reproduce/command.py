@@ -8,7 +8,7 @@ from touchstone.experiment import load_experiments
 from touchstone.reproduce.comparison import compare_runs
 from touchstone.reproduce.comparison_tables import comparison_json, comparison_markdown, comparison_table, remarks
 from touchstone.reproduce.outcomes import ExitCode
-from touchstone.reproduce.rendering import claim_table, environment_table, write_reproduction
+from touchstone.reproduce.rendering import claim_remarks, claim_table, environment_table, write_reproduction
 from touchstone.reproduce.reproduction import reproduce
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def reproduce_run(run_dir: Path, against: Path, console: Console) -> int:
     """Judge every claim, print the tables, write the Markdown into `run_dir`, and return the exit status."""
     reproduction = reproduce(run_dir, against, _experiments())
     console.print(claim_table(reproduction))
+    for remark in claim_remarks(reproduction):
+        console.print(remark, highlight=False)
     if reproduction.decisive or reproduction.other:
         console.print(environment_table(reproduction))
     console.print("hardware: " + ("the same" if reproduction.same_hardware else "another; speeds are not compared"))

@@ -173,20 +173,23 @@ def _run_facts(run: MeasuredRun) -> RunFacts:
 
 
 def claim_table(reproduction: Reproduction) -> Table:
-    """Return the claims with their verdicts for the terminal."""
+    """Return the claims with their verdicts for the terminal; what is remarked on them is too long for a column."""
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
-    table = Table(
-        "claim", "verdict", "paper", "this run", "this / paper", "remark", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = Table("claim", "verdict", "paper", "this run", "this / paper", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns[2:5]:
         column.justify = "right"
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    table.columns[5].overflow = "fold"
     for outcome in reproduction.outcomes:
         amounts = (Text(_plain(amount, glossary)) for amount in (outcome.paper, outcome.here, outcome.ratio))
         verdict = Text(outcome.verdict.value, style=_style(outcome.verdict))
-        table.add_row(Text(outcome.claim.id), verdict, *amounts, Text(_remark(outcome)))
+        table.add_row(Text(outcome.claim.id), verdict, *amounts)
     return table
+
+
+def claim_remarks(reproduction: Reproduction) -> tuple[Text, ...]:
+    """Say what a verdict was decided from or what would decide it, a line a claim that has something to say."""
+    told = ((outcome, _remark(outcome)) for outcome in reproduction.outcomes)
+    return tuple(Text.assemble((outcome.claim.id, "bold"), f": {remark}") for outcome, remark in told if remark)
 
 
 def environment_table(reproduction: Reproduction) -> Table:
