@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -55,8 +56,10 @@ def what_is_wrong(trace: Trace, requests: Sequence[GenerationRequest]) -> str | 
 
 
 def trace_path(run_dir: Path, sha256: str) -> Path:
-    """Where the trace with this hash lies."""
-    return run_dir / "traces" / f"{sha256}.json.gz"
+    """Where the trace with this hash lies: as it was measured, or else as `pack_trace` has packed it."""
+    measured = run_dir / "traces" / f"{sha256}.json.gz"
+    packed = measured.with_suffix(".xz")
+    return packed if packed.exists() and not measured.exists() else measured
 
 
 def store_trace(run_dir: Path, trace: Trace) -> str:
@@ -72,29 +75,48 @@ def store_trace(run_dir: Path, trace: Trace) -> str:
     return sha256
 
 
+def pack_trace(run_dir: Path, sha256: str, folder: Path) -> int:
+    """Write a trace of a run into the `traces` of another folder as `.json.xz`; return the bytes that it takes there.
+
+    Not a digit is lost: the content, and with it the name, stays the same. xz takes a good third less than gzip, and a
+    hundred times as long, which a run that is measuring does not have. TraceError as for `load_trace`.
+    """
+    path = folder / "traces" / f"{sha256}.json.xz"
+    make_folder(path.parent)
+    packed = lzma.compress(_content(trace_path(run_dir, sha256), sha256), preset=lzma.PRESET_DEFAULT)
+    atomic_write(path, packed)
+    return len(packed)
+
+
 def load_trace(run_dir: Path, sha256: str) -> Trace:
     """Read a trace back; TraceError if it is missing, damaged, or hashes to something else."""
     path = trace_path(run_dir, sha256)
-    try:
-        data = _decompressed(path.read_bytes())
-    except FileNotFoundError:
-        raise TraceError(f"{path} is missing; the ledger names it, so the run folder is incomplete") from None
-    except (OSError, zlib.error) as error:
-        raise TraceError(f"{path} cannot be decompressed ({error}); the file is damaged") from error
-    if (found := sha256_hex(data)) != sha256:
-        raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
+    data = _content(path, sha256)
     try:
         return _sharing_numbers(Trace.model_validate_json(data))
     except ValueError as error:
         raise TraceError(f"{path} holds no valid trace: {error}") from error
 
 
-def _decompressed(compressed: bytes) -> bytes:
-    """Decompress one file of gzip; zlib.error where it is cut, or holds more than any run does."""
-    stream = zlib.decompressobj(wbits=_GZIP)
+def _content(path: Path, sha256: str) -> bytes:
+    """Read the canonical JSON of a trace that lies at `path`, measured or packed."""
+    try:
+        data = _decompressed(path.read_bytes(), packed=path.suffix == ".xz")
+    except FileNotFoundError:
+        raise TraceError(f"{path} is missing; the ledger names it, so the run folder is incomplete") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise TraceError(f"{path} cannot be decompressed ({error}); the file is damaged") from error
+    if (found := sha256_hex(data)) != sha256:
+        raise TraceError(f"{path} hashes to {found}, not to its name; the file was changed after the run")
+    return data
+
+
+def _decompressed(compressed: bytes, *, packed: bool) -> bytes:
+    """Decompress one file of gzip or xz; an error where it is cut, or holds more than any run does."""
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ) if packed else zlib.decompressobj(wbits=_GZIP)
     data = stream.decompress(compressed, MAX_TRACE_BYTES)
     if not stream.eof or stream.unused_data:
-        raise zlib.error(f"it ends too early or too late, or holds more than {MAX_TRACE_BYTES:,} bytes")
+        raise EOFError(f"it ends too early or too late, or holds more than {MAX_TRACE_BYTES:,} bytes")
     return data
 
 

@@ -15,6 +15,7 @@ from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
 from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, make_paper, renewed_documents, size_of
 from touchstone.reporting.quotation import QuotationError, fill, quotations
 from touchstone.reporting.report import write_report
+from touchstone.verify import custody
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(name for name, _, _ in papers.DOCUMENTS)
@@ -183,7 +184,7 @@ def planned(monkeypatch, **changes):
     monkeypatch.setattr(papers, "load_run", changed)
 
 
-def test_taking_a_run_over_copies_ledger_and_traces_and_nothing_else(sample, tmp_path, monkeypatch):
+def test_taking_a_run_over_copies_the_ledger_packs_the_traces_and_leaves_the_rest(sample, tmp_path, monkeypatch):
     planned(monkeypatch)
     source = shutil.copytree(sample.folder, tmp_path / "run")
     (source / "logs").mkdir()
@@ -193,9 +194,34 @@ def test_taking_a_run_over_copies_ledger_and_traces_and_nothing_else(sample, tmp
     (target / "claims.yaml").write_text("claims: []\n", encoding="utf-8")
     size = papers.take_over(source, target, sample.experiments)
     assert sorted(path.name for path in target.iterdir()) == ["claims.yaml", LEDGER_NAME, "traces"]
-    names = {path.name for path in (source / "traces").iterdir()}
-    assert {path.name for path in (target / "traces").iterdir()} == names
+    names = {path.name.removesuffix(".gz") for path in (source / "traces").iterdir()}
+    assert {path.name for path in (target / "traces").iterdir()} == {f"{name}.xz" for name in names}
     assert size == size_of(target) - (target / "claims.yaml").stat().st_size
+
+
+def test_verify_reads_packed_traces_and_finds_a_changed_or_missing_one(sample, tmp_path, monkeypatch):
+    planned(monkeypatch)
+    papers.take_over(sample.folder, tmp_path, sample.experiments)
+    evidence = custody.Evidence(tmp_path)
+    assert (custody.read_chain(evidence), custody.read_traces(evidence)) == ((), ())
+    first, second, *_ = sorted((tmp_path / "traces").iterdir())
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    faults = custody.read_traces(evidence)
+    assert {fault.file for fault in faults} == {f"traces/{first.name}", f"traces/{second.name.removesuffix('xz')}gz"}
+
+
+def test_a_trace_that_lies_there_twice_is_one_too_many(sample, tmp_path, monkeypatch):
+    planned(monkeypatch)
+    papers.take_over(sample.folder, tmp_path, sample.experiments)
+    kept = next((sample.folder / "traces").iterdir())
+    shutil.copyfile(kept, tmp_path / "traces" / kept.name)
+    evidence = custody.Evidence(tmp_path)
+    custody.read_chain(evidence)
+    (fault,) = custody.read_traces(evidence)
+    assert fault.file == f"traces/{kept.name.removesuffix('gz')}xz"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import gzip
 import json
+import lzma
 from typing import ClassVar
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tests.touchstone.factories import make_trace
 from touchstone.canonical import atomic_write, canonical_json, sha256_hex
 from touchstone.records import Trace
-from touchstone.trace import TraceError, load_trace, store_trace, trace_path
+from touchstone.trace import TraceError, load_trace, pack_trace, store_trace, trace_path
 
 
 def trace(duration_ns=5):
@@ -51,6 +52,49 @@ def test_a_damaged_trace_is_refused(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(TraceError):
         load_trace(tmp_path, sha256)
+
+
+def packed(tmp_path, told):
+    """A folder that holds a trace as a committed run does, and nothing else."""
+    sha256 = store_trace(tmp_path / "run", told)
+    size = pack_trace(tmp_path / "run", sha256, tmp_path / "paper")
+    path = trace_path(tmp_path / "paper", sha256)
+    assert (path.suffixes, path.stat().st_size) == ([".json", ".xz"], size)
+    return sha256, path
+
+
+def test_packing_a_trace_loses_nothing(tmp_path):
+    sha256, path = packed(tmp_path, trace())
+    assert lzma.decompress(path.read_bytes()) == canonical_json(trace())
+    assert load_trace(tmp_path / "paper", sha256) == trace() == load_trace(tmp_path / "run", sha256)
+
+
+def test_packing_takes_less_room_than_measuring(tmp_path):
+    long = trace().model_copy(update={"emission_times_ns": tuple(range(10**9, 2 * 10**9, 10**6))})
+    sha256, path = packed(tmp_path, long)
+    assert path.stat().st_size < trace_path(tmp_path / "run", sha256).stat().st_size
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data[:9], lambda data: data + b"x"])
+def test_a_damaged_packed_trace_is_refused(tmp_path, change):
+    sha256, path = packed(tmp_path, trace())
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(TraceError, match="the file is damaged"):
+        load_trace(tmp_path / "paper", sha256)
+
+
+def test_a_changed_packed_trace_is_refused(tmp_path):
+    sha256, path = packed(tmp_path, trace())
+    path.write_bytes(lzma.compress(canonical_json(trace(duration_ns=6))))
+    with pytest.raises(TraceError, match="not to its name"):
+        load_trace(tmp_path / "paper", sha256)
+
+
+def test_a_damaged_trace_is_not_packed(tmp_path):
+    sha256 = store_trace(tmp_path, trace())
+    trace_path(tmp_path, sha256).write_bytes(b"nothing")
+    with pytest.raises(TraceError, match="damaged"):
+        pack_trace(tmp_path, sha256, tmp_path / "paper")
 
 
 def test_a_missing_trace_is_named(tmp_path):

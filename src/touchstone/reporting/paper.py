@@ -20,7 +20,7 @@ from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
 from touchstone.reporting.quotation import fill
 from touchstone.reporting.report import render_report
 from touchstone.reporting.run_folder import load_run
-from touchstone.trace import trace_path
+from touchstone.trace import pack_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -110,19 +110,17 @@ def renewed_documents(repository: Path = REPOSITORY) -> Iterator[tuple[Path, str
 
 
 def take_over(run_dir: Path, folder: Path, experiments: Mapping[str, Experiment]) -> int:
-    """Copy what stands for a finished run of the paper's profile, ledger and traces, and return its size in bytes.
+    """Copy the ledger of a finished run of the paper's profile, pack its traces, and return their size in bytes.
 
     PaperError if the run is another one; a run that was there before is replaced, other files of the folder stay.
     """
     run = load_run(run_dir, experiments)
     _check(run, run_dir)
-    traces = [trace_path(run_dir, name) for name in sorted(set(_traces(run)))]
     if folder.resolve() == run_dir.resolve():
         raise PaperError(f"{run_dir} is the paper's folder itself; `make paper` renders it again")
     for name in (*MADE, "traces", LEDGER_NAME):
         _remove(folder / name)
-    (folder / "traces").mkdir(parents=True)
-    size = sum(_copy(path, folder / "traces" / path.name) for path in traces)
+    size = sum(pack_trace(run_dir, name, folder) for name in sorted(set(_traces(run))))
     return size + _copy(run_dir / LEDGER_NAME, folder / LEDGER_NAME)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -285,28 +286,35 @@ def read_traces(evidence: Evidence) -> tuple[Fault, ...]:
     named = [run["trace_sha256"] for attempt in evidence.attempts() for run in timed_runs(attempt)]
     folder = evidence.folder / TRACES
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    chosen = {sha256: _measured_or_packed(sha256, found) for sha256 in dict.fromkeys(named)}
     faults = [
         Fault(f"{TRACES}/{name}", "no ledger line names this file; a run may have been left out")
-        for name in sorted(found - {f"{sha256}.json.gz" for sha256 in named})
+        for name in sorted(found - set(chosen.values()))
     ]
-    for sha256 in dict.fromkeys(named):
-        file = f"{TRACES}/{sha256}.json.gz"
-        if f"{sha256}.json.gz" not in found:
+    for sha256, name in chosen.items():
+        file = f"{TRACES}/{name}"
+        if name not in found:
             faults.append(Fault(file, "missing; a ledger line names it"))
             continue
         try:
-            evidence.traces[sha256] = _trace((folder / f"{sha256}.json.gz").read_bytes(), sha256)
-        except (ValueError, RecursionError, OSError, zlib.error) as error:
+            evidence.traces[sha256] = _trace((folder / name).read_bytes(), sha256, packed=name.endswith(".xz"))
+        except (ValueError, RecursionError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             faults.append(Fault(file, str(error).splitlines()[0]))
     return tuple(faults)
 
 
-def _trace(compressed: bytes, sha256: str) -> Json:
-    stream = zlib.decompressobj(wbits=_GZIP)
+def _measured_or_packed(sha256: str, found: set[str]) -> str:
+    """Name the one file that a trace may have: as it was measured, or as a committed run packs it."""
+    measured, packed = f"{sha256}.json.gz", f"{sha256}.json.xz"
+    return packed if packed in found and measured not in found else measured
+
+
+def _trace(compressed: bytes, sha256: str, *, packed: bool) -> Json:
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ) if packed else zlib.decompressobj(wbits=_GZIP)
     content = stream.decompress(compressed, _MAX_TRACE_BYTES)
     if not stream.eof or stream.unused_data:
         raise ValueError(f"the compressed file ends too early or too late, or holds over {_MAX_TRACE_BYTES:,} bytes")
-    if compressed[3:8] != bytes(5):
+    if not packed and compressed[3:8] != bytes(5):
         raise ValueError("the compressed file carries a time or a name, which the instrument never writes")
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("the content does not hash to the file's name: it was changed after the run")
