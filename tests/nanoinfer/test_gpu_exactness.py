@@ -120,9 +120,15 @@ def tokens_of(folder, prompts, max_tokens, **options):
     return [token for output in outputs for token in output.token_ids]
 
 
-@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
-    ("num_prompts", "lengths", "max_tokens"), [(512, (1, 64), 4), (12, (1, 3000), 12), (2, (31_000, 32_000), 6)]
+    ("name", "num_prompts", "lengths", "max_tokens"),
+    [
+        ("1.7B", 512, (1, 64), 4),
+        ("8B", 512, (1, 64), 3),
+        ("1.7B", 12, (1, 3000), 8),
+        ("4B", 12, (1, 3000), 8),
+        ("4B", 1, (32_000, 32_000), 5),
+    ],
 )
 def test_layers_of_larger_models_give_the_tokens_of_the_reference_kernels(
     folder, name, num_prompts, lengths, max_tokens, monkeypatch

@@ -18,7 +18,7 @@ from nanoinfer.kernels.decode_attention import WHOLE, decode_attention
 from nanoinfer.kernels.decode_inputs import decode_inputs
 from nanoinfer.kernels.few_rows import linear_add, norm_gated_linear, norm_linear
 from nanoinfer.kernels.fused import add_rms_norm, rms_norm, silu_and_mul
-from nanoinfer.kernels.linear import linear, linear_tuning
+from nanoinfer.kernels.linear import TUNINGS, early_linear, fits
 from nanoinfer.kernels.prefill_attention import prefill_attention, prefill_tuning
 from nanoinfer.kernels.sampling import sample
 
@@ -27,20 +27,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nanoinfer.model.config import ModelConfig
-
 EPS = 1e-6
 LONG = 4096  # a prompt that fills its tiles
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShapes:
     """What compiled kernels depend on: the layers of one rank, and how numbers and blocks are stored."""
 
-    model: ModelConfig
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    qk_norm: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
     dtype: torch.dtype
     block_size: int
     device: torch.device
+
+    @property
+    def qkv_width(self) -> int:
+        """Outputs of the fused projection."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
 @contextmanager
@@ -61,31 +73,26 @@ def _launch(device: torch.device, call: Callable[[], object]) -> None:
 
 def _calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     """One launch for each variant of a kernel, on one token of zeros."""
-    model, zeros = shapes.model, partial(torch.zeros, dtype=shapes.dtype, device=shapes.device)
-    width, inner, heads = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+    zeros = partial(torch.zeros, dtype=shapes.dtype, device=shapes.device)
+    width, inner, heads = shapes.hidden_size, shapes.intermediate_size, shapes.num_heads * shapes.head_dim
     x, norm = zeros(1, width), zeros(width)
-    projection = zeros(model.qkv_heads * model.head_dim, width)
+    projection = zeros(shapes.qkv_width, width)
     gate_up, down = zeros(2 * inner, width), zeros(width, inner)
     return [
         partial(rms_norm, x, norm, EPS),
         partial(add_rms_norm, x, zeros(1, width), norm, EPS),
         partial(silu_and_mul, zeros(1, 2 * inner)),
-        partial(norm_linear, x, norm, EPS, projection, _bias(projection, model.qkv_bias)),
-        partial(norm_gated_linear, x, norm, EPS, gate_up, _bias(gate_up, model.mlp_bias)),
-        partial(linear_add, zeros(1, heads), zeros(width, heads), _bias(x.T, model.output_bias), zeros(1, width)),
-        partial(linear_add, zeros(1, inner), down, _bias(down, model.mlp_bias), zeros(1, width)),
+        partial(norm_linear, x, norm, EPS, projection, _bias(projection, shapes.qkv_bias)),
+        partial(norm_gated_linear, x, norm, EPS, gate_up, _bias(gate_up, shapes.mlp_bias)),
+        partial(linear_add, zeros(1, heads), zeros(width, heads), _bias(x.T, shapes.output_bias), zeros(1, width)),
+        partial(linear_add, zeros(1, inner), down, _bias(down, shapes.mlp_bias), zeros(1, width)),
         *(
-            partial(linear, zeros(rows, width), projection, _bias(projection, model.qkv_bias))
-            for rows in _rows_of_each_tuning()
+            partial(early_linear, x, projection, _bias(projection, shapes.qkv_bias), tuning)
+            for tuning in (TUNINGS.values() if fits(projection) else ())
         ),
         *_attention_calls(shapes),
         *_step_calls(shapes),
     ]
-
-
-def _rows_of_each_tuning() -> list[int]:
-    """List a number of rows for each way in which the product before attention is cut."""
-    return list({linear_tuning(rows): rows for rows in (256, 64, 16)}.values())
 
 
 def _bias(weight: Tensor, wanted: bool) -> Tensor | None:
@@ -93,17 +100,16 @@ def _bias(weight: Tensor, wanted: bool) -> Tensor | None:
 
 
 def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
-    model = shapes.model
     float_zeros = partial(torch.zeros, dtype=shapes.dtype, device=shapes.device)
     int_zeros = partial(torch.zeros, device=shapes.device)
-    blocks = float_zeros(2, 1, shapes.block_size, model.num_kv_heads, model.head_dim)
-    norm = float_zeros(model.head_dim) if model.qk_norm else None
+    blocks = float_zeros(2, 1, shapes.block_size, shapes.num_kv_heads, shapes.head_dim)
+    norm = float_zeros(shapes.head_dim) if shapes.qk_norm else None
     first = (
-        float_zeros(1, model.qkv_heads * model.head_dim),
+        float_zeros(1, shapes.qkv_width),
         norm,
         norm,
         EPS,
-        int_zeros(1, model.head_dim, dtype=torch.float32),
+        int_zeros(1, shapes.head_dim, dtype=torch.float32),
         int_zeros(1, dtype=torch.int64),
         blocks[0],
         blocks[1],
@@ -112,7 +118,7 @@ def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     )
     one = torch.ones(1, dtype=torch.int32, device=shapes.device)
     starts = torch.arange(2, dtype=torch.int32, device=shapes.device)
-    group = model.num_heads // model.num_kv_heads
+    group = shapes.num_heads // shapes.num_kv_heads
     tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, LONG)}
     return [
         *(partial(decode_attention, *first, one, 1.0, cuts=cuts) for cuts in (None, WHOLE)),
@@ -126,7 +132,7 @@ def _step_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     one = integers[0]
     table = torch.zeros((2, 1), dtype=torch.int32, device=device)
     temperatures = torch.zeros(2, dtype=torch.float32, device=device)
-    logits = torch.zeros((1, shapes.model.vocab_size), dtype=shapes.dtype, device=device)
+    logits = torch.zeros((1, shapes.vocab_size), dtype=shapes.dtype, device=device)
     return [
         partial(sample, logits, temperatures[:1], one, one),
         partial(decode_inputs, integers, table, integers[:2, 0], temperatures, integers[:2, 0], shapes.block_size),

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanoinfer.kernels.launch import early_launch, num_multiprocessors, prefetch
+from nanoinfer.kernels.launch import early_launch, num_multiprocessors
 from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 from nanoinfer.kernels.rotation import norm_rotary
 
@@ -36,7 +36,6 @@ SPREAD_PROGRAMS = 4  # what a few contexts are cut for, where equal ends matter 
 LEAST_CUTS, MOST_CUTS = 8, 32  # bounds of how often a context may be cut
 ROWS_AT_ONCE = 256  # contexts that a program looks at together
 COUNTERS = 2**17  # (sequence, KV head) pairs of a launch
-LINE = tl.constexpr(128)  # bytes of a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ def decode_attention(
         ROWS_AT_ONCE=ROWS_AT_ONCE,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
-        **early_launch(qkv.device),
+        **({"EARLY": False} if whole else early_launch(qkv.device)),  # a full device has no room to begin early
     )
     return out
 
@@ -203,6 +202,20 @@ def _find_part(context_lens, num_seqs, even_parts, most_cuts, index, TILE: tl.co
         first += tl.sum(tl.where(is_passed, parts, 0), 0)
         before += tl.sum(parts, 0)
     return seq, first, part_tiles
+
+
+@triton.jit
+def _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2):
+    """Fold a tile of keys and values into the running softmax."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    scores = tl.where(is_key[None, :], scores, float("-inf"))
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    correction = tl.exp2(maximum - new_maximum)
+    weights = tl.exp2(scores - new_maximum[:, None])
+    denominator = denominator * correction + tl.sum(weights, 1)
+    accumulator = accumulator * correction[:, None]
+    accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+    return new_maximum, denominator, accumulator
 
 
 @triton.jit
@@ -305,15 +318,18 @@ def _attention_kernel(
     key = tl.arange(0, TILE)
     dim = tl.arange(0, HEAD_DIM)
     head_offsets = kv_head * stride_head + dim[None, :]
+    loop_begin = begin
+    if not WHOLE:
+        # A part has few tiles, and keys of earlier steps are there: the first tile is asked for before the projection
+        # of the new token is waited for.
+        tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
+        offsets = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE)
+        is_first = (begin + key < end) & is_part
+        first_k = tl.load(key_blocks + offsets[:, None] + head_offsets, mask=is_first[:, None], other=0.0)
+        first_v = tl.load(value_blocks + offsets[:, None] + head_offsets, mask=is_first[:, None], other=0.0)
+        blocks, second_blocks = load_blocks(table_row, begin + TILE, end, BLOCK_SIZE, TILE)
+        loop_begin = begin + TILE
     if EARLY:
-        # Keys of earlier steps are there: the first tile is asked for before the projection of the new token is.
-        if is_part:
-            tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
-            rows = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE) + kv_head * stride_head
-            LINE_VALUES: tl.constexpr = LINE // (key_blocks.dtype.element_ty.primitive_bitwidth // 8)
-            line = tl.arange(0, (HEAD_DIM + LINE_VALUES - 1) // LINE_VALUES) * LINE_VALUES
-            prefetch(key_blocks + rows[:, None] + line[None, :])
-            prefetch(value_blocks + rows[:, None] + line[None, :])
         gdc_launch_dependents()
         gdc_wait()
 
@@ -346,7 +362,11 @@ def _attention_kernel(
             maximum = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale_log2
             denominator += 1.0
             accumulator += new_v.to(tl.float32)
-        for start in range(begin, end, TILE):
+        if not WHOLE:
+            maximum, denominator, accumulator = _fold(
+                q, first_k, first_v, begin + key < end, maximum, denominator, accumulator, scale_log2
+            )
+        for start in range(loop_begin, end, TILE):
             tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
             offsets = key_offsets(tile, start, stride_block, stride_token, BLOCK_SIZE, TILE)
             blocks, second_blocks = load_blocks(table_row, start + TILE, end, BLOCK_SIZE, TILE)
@@ -354,15 +374,7 @@ def _attention_kernel(
             kv_offsets = offsets[:, None] + head_offsets
             k = tl.load(key_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
             v = tl.load(value_blocks + kv_offsets, mask=is_key[:, None], other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-            scores = tl.where(is_key[None, :], scores, float("-inf"))
-            new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-            correction = tl.exp2(maximum - new_maximum)
-            weights = tl.exp2(scores - new_maximum[:, None])
-            denominator = denominator * correction + tl.sum(weights, 1)
-            accumulator = accumulator * correction[:, None]
-            accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
-            maximum = new_maximum
+            maximum, denominator, accumulator = _fold(q, k, v, is_key, maximum, denominator, accumulator, scale_log2)
 
         accumulator = accumulator / denominator[:, None]
         pair = seq * num_kv_heads + kv_head

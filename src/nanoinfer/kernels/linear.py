@@ -20,7 +20,7 @@ from nanoinfer.kernels.launch import early_launch, prefetch
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_ROWS = 256
+MOST_ROWS = 128  # attention of larger batches fills the device and does not begin early
 MOST_WEIGHTS = 2**23  # beyond, the product itself is what counts
 LINE_BYTES = tl.constexpr(128)
 
@@ -35,21 +35,30 @@ class LinearTuning(NamedTuple):
     num_stages: int
 
 
+TUNINGS = {
+    16: LinearTuning(16, 64, 256, 4, 3),
+    64: LinearTuning(64, 32, 128, 4, 3),
+    MOST_ROWS: LinearTuning(128, 64, 128, 8, 3),
+}
+
+
 def linear_tuning(num_rows: int) -> LinearTuning:
-    """Return a tile shape; tools/kernel_speed.py times its rivals."""
-    if num_rows <= 16:  # noqa: PLR2004  the smallest tile of rows
-        return LinearTuning(16, 64, 256, 4, 3)
-    return LinearTuning(64, 32, 128, 4, 3) if num_rows <= 64 else LinearTuning(128, 64, 128, 8, 3)  # noqa: PLR2004  likewise
+    """Return the tile shape for at most MOST_ROWS rows; tools/kernel_speed.py times its rivals."""
+    return TUNINGS[min(most for most in TUNINGS if num_rows <= most)]
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether there is anything to gain from `early_linear` with weights (N, K) on their device."""
+    is_small = weight.dtype != torch.float32 and weight.numel() <= MOST_WEIGHTS
+    whole_tiles = all(weight.shape[1] % tuning.tile_inputs == 0 for tuning in TUNINGS.values())
+    return is_small and whole_tiles and bool(early_launch(weight.device)["EARLY"])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x W^T + b for x (T, K), contiguous, W (N, K), b (N,) or None; (T, N) in x's dtype."""
-    num_rows, num_inputs = x.shape
-    tuning = linear_tuning(num_rows)
-    small = num_rows <= MOST_ROWS and weight.numel() <= MOST_WEIGHTS and x.dtype != torch.float32
-    if not (small and early_launch(x.device)["EARLY"] and num_inputs % tuning.tile_inputs == 0):
-        return any_linear(x, weight, bias)
-    return early_linear(x, weight, bias, tuning)
+    if len(x) <= MOST_ROWS and fits(weight):
+        return early_linear(x, weight, bias, linear_tuning(len(x)))
+    return any_linear(x, weight, bias)
 
 
 def early_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearTuning) -> Tensor:

@@ -84,7 +84,22 @@ def compiling_kernels(
         return nullcontext()
     from nanoinfer.kernels.ahead import KernelShapes, compiling  # noqa: PLC0415  Triton is there with CUDA only
 
-    return compiling(KernelShapes(config, dtype, block_size, device))
+    shapes = KernelShapes(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        qk_norm=config.qk_norm,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        mlp_bias=config.mlp_bias,
+        dtype=dtype,
+        block_size=block_size,
+        device=device,
+    )
+    return compiling(shapes)
 
 
 def _triton_ops() -> Ops:

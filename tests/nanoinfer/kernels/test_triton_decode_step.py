@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from nanoinfer.kernels import few_rows, reference
-from nanoinfer.kernels.linear import LinearTuning, early_linear, linear, linear_tuning
+from nanoinfer.kernels.linear import LinearTuning, early_linear, fits, linear, linear_tuning
 
 EPS = 1e-6
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -55,7 +55,7 @@ def test_the_product_before_attention_equals_the_reference(num_rows, num_outputs
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_rows", [1, 5, 16, 17, 64, 65, 256, 257])
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 17, 64, 65, 128, 129])
 def test_the_product_before_attention_equals_the_reference_at_any_number_of_rows_on_a_gpu(num_rows, dtype, device):
     x, weight = torch.randn(num_rows, 1024, device=device), torch.randn(4096, 1024, device=device) / 32
     x, weight = x.to(dtype), weight.to(dtype)
@@ -64,4 +64,21 @@ def test_the_product_before_attention_equals_the_reference_at_any_number_of_rows
 
 
 def test_tiles_of_the_product_before_attention_hold_few_rows_and_many():
-    assert [linear_tuning(rows).tile_rows for rows in (1, 16, 17, 64, 65, 256)] == [16, 16, 64, 64, 128, 128]
+    assert [linear_tuning(rows).tile_rows for rows in (1, 16, 17, 64, 65, 128)] == [16, 16, 64, 64, 128, 128]
+
+
+def test_weights_whose_product_takes_long_or_has_no_whole_tiles_or_no_gpu_are_left_to_any_product():
+    assert not fits(torch.empty(4096, 1024, dtype=torch.float16))
+
+
+@pytest.mark.gpu
+def test_small_weights_in_16_bit_are_fit_for_the_product_before_attention_on_a_gpu(device):
+    def fit(num_outputs, num_inputs, dtype):
+        return fits(torch.empty(num_outputs, num_inputs, dtype=dtype, device=device))
+
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        pytest.skip("kernels begin early from Hopper on")
+    assert fit(4096, 1024, torch.float16)
+    assert not fit(4096, 1024, torch.float32)
+    assert not fit(4096, 1000, torch.float16)
+    assert not fit(6144, 4096, torch.bfloat16)
