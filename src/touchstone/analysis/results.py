@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from touchstone.experiment import Experiment
-    from touchstone.records import Check, Effect, Lengths, MetricStatistics, QualityAttempt
+    from touchstone.records import Check, Effect, Lengths, MetricStatistics, PlannedTest, QualityAttempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,10 +339,17 @@ def _parameters(ledgered: Ledgered, test: TestRuns) -> dict[str, Any]:
         "profile": plan.profile,
         "seed": plan.seed,
         "arms": {arm.name: dict(arm.options) for arm in planned.arms},
+        **_own_requests(planned),
         "processes": planned.num_processes,
         "repetitions": planned.num_repetitions,
         "warmups": planned.num_warmups,
     }
+
+
+def _own_requests(planned: PlannedTest) -> dict[str, Any]:
+    """Say how many requests each arm gets that does not get the workload's number; nothing where none does."""
+    own = {arm.name: arm.num_requests for arm in planned.arms if arm.num_requests is not None}
+    return {"requests": own} if own else {}
 
 
 def _length(lengths: Lengths) -> int | list[int]:
