@@ -190,5 +190,6 @@ def test_a_trace_that_unpacks_to_more_than_any_run_holds_is_refused_before_it_fi
     path.write_bytes(bomb)
     with pytest.raises(trace.TraceError, match="holds more than 65,536 bytes"):
         trace.load_trace(tmp_path, "0" * 64)
-    with pytest.raises(ValueError, match="holds over 65,536 bytes"):
-        custody._trace(bomb, "0" * 64)
+    attempt = {"measurements": [{"trace_sha256": "0" * 64}], "repeated": None}
+    (fault,) = custody.read_traces(custody.Evidence(tmp_path, [custody.LedgerLine(1, "attempt", attempt, "")]))
+    assert "holds over 65,536 bytes" in fault.detail
