@@ -97,6 +97,22 @@ def test_tables_scroll_by_themselves():
     assert page.rstrip().endswith("</table></div>")
 
 
+def test_numbers_stand_on_the_right_of_their_column():
+    page = body_of("| a | b |\n|:--|--:|\n| 1 | 2 |\n")
+    assert '<td>1</td>\n<td class="r">2</td>' in page
+    assert "style=" not in page
+
+
+def test_coordinates_are_cut_and_transformations_are_not():
+    drawn = (
+        '<path d="M 1.234567 2 L 3.5 4.999999"/><g transform="scale(0.00015625)"/><use xlink:href="#a" x="7.123456"/>'
+    )
+    markup = symbol("a.svg", f'<svg viewBox="0 0 1 1">{drawn}</svg>').markup
+    assert 'd="M 1.23 2 L 3.5 4.99"' in markup
+    assert "scale(0.00015625)" in markup
+    assert 'x="7.12"' in markup
+
+
 def test_a_figure_has_ids_of_its_own_and_the_colours_of_the_page():
     held = symbol("latency-1.1.svg", SVG)
     own = figure_id("latency-1.1.svg")

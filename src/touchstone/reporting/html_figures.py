@@ -1,7 +1,8 @@
 """Figures inside the page: each SVG file once, as a symbol, with ids of its own and the page's colours.
 
 What matplotlib draws in pure black is drawn in the colour of the text, and what it draws in white in that of the
-paper, so that a figure is read on a dark page as on a light one. Other colours carry meaning and stay.
+paper, so that a figure is read on a dark page as on a light one. Other colours carry meaning and stay. Coordinates are
+cut to a hundredth of a point, which nobody sees; transformations, which multiply, are not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _VIEW_BOX = re.compile(r'<svg\b[^>]*\bviewBox="([\d. -]+)"')
 _UNUSED = re.compile(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", re.DOTALL)
 _ID = re.compile(r'\bid="([^"]+)"')
 _REFERENCE = re.compile(r'(\bxlink:href="#|\bhref="#|\burl\(#)')
+_COORDINATES = re.compile(r'\b(?:d|x|y|points)="[^"]*"')
+_FINER_THAN_SEEN = re.compile(r"(\.\d\d)\d+")
 _BLANKS = re.compile(r">\s+<")
 
 
@@ -41,6 +44,7 @@ def symbol(name: str, svg: str) -> Symbol:
     drawn = _ID.sub(rf'id="{own}-\1"', drawn)
     drawn = _REFERENCE.sub(rf"\1{own}-", drawn).replace("xlink:href", "href")
     drawn = drawn.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)")
+    drawn = _COORDINATES.sub(lambda match: _FINER_THAN_SEEN.sub(r"\1", match.group()), drawn)
     drawn = _BLANKS.sub("><", drawn).strip()
     markup = f'<symbol id="{own}" viewBox="{box.group(1)}" fill="currentColor">{drawn}</symbol>'
     return Symbol(box.group(1), markup)

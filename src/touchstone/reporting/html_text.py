@@ -65,6 +65,7 @@ def _parser(view_boxes: Mapping[str, str]) -> MarkdownIt:
     parser.core.ruler.before("text_join", "inline_formulas", _inline_formulas)
     parser.core.ruler.push("task_items", _task_items)
     parser.core.ruler.push("units", _keep_units)
+    parser.core.ruler.push("alignment", _name_alignment)
     parser.core.ruler.push("headings", _number_headings)
     parser.core.ruler.push("captions", _mark_captions)
     rules: Mapping[str, Callable[..., str]] = {
@@ -122,6 +123,13 @@ def _keep_units(state: StateCore) -> None:
         for child in token.children or []:
             if child.type == "text":
                 child.content = _UNIT.sub("\u00a0", child.content)
+
+
+def _name_alignment(state: StateCore) -> None:
+    """Say "right" by a class of one letter, and left, the usual way, by nothing: a page has ten thousands of cells."""
+    for token in state.tokens:
+        if token.type in {"td_open", "th_open"} and "style" in token.attrs:
+            token.attrs = {"class": "r"} if str(token.attrs["style"]).endswith("right") else {}
 
 
 def _number_headings(state: StateCore) -> None:
