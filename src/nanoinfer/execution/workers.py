@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FIRST_SIGN_S = 300.0  # until a new process has imported its libraries
 GRACE_S = 1.5  # for the others to say what happened to them, once one has failed
-FAREWELL_S = 10.0  # to end in order, when asked to
+FAREWELL_S = 5.0  # to end in order, when asked to
 _LOST_BEATS = 4
 
 # Multicast over NVLink is never used here, and a machine that lends its GPUs to several guests may not bear it.
