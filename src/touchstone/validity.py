@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # GPU in a short run: 10 %. A short run begins before the clocks have settled.
 # CPU in a short run: a factor of 3. A laptop or a shared machine changes its clocks and its neighbours all the time;
 # 3 % would leave no run valid, and one busy neighbour on the core's other thread already halves a rate. Beyond a factor
-# of 3 the core was not this run's. What lies between 3 % and that is printed with the numbers, and shows in their spread
-# and in the placebo.
+# of 3 the core was not this run's. What lies between 3 % and that is printed with the numbers, and shows in their
+# spread and in the placebo.
 PAPER_CANARY_LIMIT = 0.03
 GPU_CANARY_LIMIT = 0.10
 CPU_CANARY_LIMIT = 2.0
