@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nanoinfer.data_parallel import serve_engine
+from nanoinfer.engine_process import serve_engine
 from nanoinfer.execution.devices import consecutive_devices
 from nanoinfer.execution.meeting import connect, engine_meeting
 from nanoinfer.execution.rank import serve_rank

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from nanoinfer.config import EngineConfig
-from nanoinfer.data_parallel import DataParallelEngine, start_engine
+from nanoinfer.data_parallel import DataParallelEngine
+from nanoinfer.engine_process import start_engine
 from nanoinfer.execution.devices import consecutive_devices
 from nanoinfer.execution.meeting import Launched, engine_meeting, keep_store
 from nanoinfer.launched import serve_launched

@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from nanoinfer.data_parallel import serve_engine
+from nanoinfer.engine_process import serve_engine
 from nanoinfer.execution.channel import Channel
 from nanoinfer.execution.rank import serve_rank
 from nanoinfer.execution.serving import serve

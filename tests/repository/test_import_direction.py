@@ -22,7 +22,7 @@ ENGINE_LAYERS = (
     ("scheduling",),
     ("execution",),
     ("engine",),
-    ("data_parallel", "placement"),
+    ("results", "placement", "engine_process", "data_parallel"),
     ("launched", "worker"),
     ("llm",),
 )

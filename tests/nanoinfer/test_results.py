@@ -2,9 +2,9 @@
 
 import torch
 
-from nanoinfer.data_parallel import Partial, _step_facts, _step_integers, pack_ends, take_in_tokens
 from nanoinfer.execution.channel import Kind, Message
 from nanoinfer.request import FinishReason, Request, RequestFacts, RequestOutput, SamplingParams, StepFacts
+from nanoinfer.results import Partial, pack_ends, step_facts, step_integers, take_in_tokens
 
 AHEAD_NS = 10**15  # the engine's clock
 
@@ -42,5 +42,5 @@ def test_finished_requests_come_back_on_the_front_doors_clock():
 
 def test_step_facts_come_back_with_their_engine_and_on_its_front_doors_clock():
     step = StepFacts("mixed", 5, 2, 3, AHEAD_NS + 1, AHEAD_NS + 2, AHEAD_NS + 3, None, graph=True)
-    row = torch.tensor(_step_integers(step)).tolist()
-    assert _step_facts(row, 2, AHEAD_NS) == StepFacts("mixed", 5, 2, 3, 1, 2, 3, None, graph=True, rank=2)
+    row = torch.tensor(step_integers(step)).tolist()
+    assert step_facts(row, 2, AHEAD_NS) == StepFacts("mixed", 5, 2, 3, 1, 2, 3, None, graph=True, rank=2)
