@@ -574,8 +574,8 @@ def not_far_below_roofline(described: Sequence[MetricStatistics]) -> Check | Non
         text_zh = f"{len(roofed)} 个数值，最低为其上限的 {lowest:.1%}；{explained} 个由启动规则解释"
     else:
         item, wrong = found[0]
-        text = f"{len(found)} of {len(roofed)} numbers; first {item.metric} ({item.arm}): {wrong.en}"
-        text_zh = f"{len(roofed)} 个数值中有 {len(found)} 个；首个 {item.metric}（{item.arm}）：{wrong.zh}"
+        text = f"{len(found)} of {len(roofed)} numbers; first {item.metric} (`{item.arm}`): {wrong.en}"
+        text_zh = f"{len(roofed)} 个数值中有 {len(found)} 个；首个 {item.metric}（`{item.arm}`）：{wrong.zh}"
     return Check(id="not_far_below_roofline", passed=not found, detail=text, detail_zh=text_zh)
 
 
