@@ -11,6 +11,7 @@ Accept     off hits exactly 0; on hits exactly what is predicted, within the bou
 """
 
 from touchstone.experiment import Arm, Axis, Bilingual, Design, Experiment, Measure, Point, Profile
+from touchstone.records import WorkloadSpec
 from touchstone.workload import fixed
 
 SWEPT = (
@@ -20,21 +21,26 @@ SWEPT = (
     Measure("total_time"),
     Measure("ttft_p50"),
 )
-PLAN = {"shared_fraction": 0.7, "prefix_fraction": 0.8}
+
+
+def as_planned(requests: int, input_tokens: int, output_tokens: int) -> WorkloadSpec:
+    """Let 70 % of the prompts share 80 % of their length."""
+    return fixed(requests, input_tokens, output_tokens, shared_fraction=0.7, prefix_fraction=0.8)
 
 
 def sharing(percent: int) -> Point:
     """Let all prompts begin with the same tokens, so many per cent of their length."""
-    law = {"shared_fraction": 1.0, "prefix_fraction": percent / 100} if percent else {}
-    workload = {Profile.QUICK: fixed(64, 512, 32, **law), Profile.PAPER: fixed(64, 512, 32, **law)}
+    requests = 1.0 if percent else 0.0
+    large = fixed(64, 512, 32, shared_fraction=requests, prefix_fraction=percent / 100)
+    workload = {Profile.QUICK: large, Profile.PAPER: large}
     if percent in {0, 100}:
-        workload[Profile.SMOKE] = fixed(16, 128, 4, **law)
+        workload[Profile.SMOKE] = fixed(16, 128, 4, shared_fraction=requests, prefix_fraction=percent / 100)
     return Point(f"hit-{percent}", workload)
 
 
 def prompts_of(tokens: int) -> Point:
     """Make all prompts of one length."""
-    return Point(f"input-{tokens}", dict.fromkeys((Profile.QUICK, Profile.PAPER), fixed(64, tokens, 32, **PLAN)))
+    return Point(f"input-{tokens}", dict.fromkeys((Profile.QUICK, Profile.PAPER), as_planned(64, tokens, 32)))
 
 
 EXPERIMENT = Experiment(
@@ -53,9 +59,9 @@ EXPERIMENT = Experiment(
         "并根据提示内容、块大小与进入调度的次序独立预测。",
     ),
     workload={
-        Profile.SMOKE: fixed(24, 128, 8, **PLAN),
-        Profile.QUICK: fixed(100, 512, 32, **PLAN),
-        Profile.PAPER: fixed(100, 512, 128, **PLAN),
+        Profile.SMOKE: as_planned(24, 128, 8),
+        Profile.QUICK: as_planned(100, 512, 32),
+        Profile.PAPER: as_planned(100, 512, 128),
     },
     arms=(Arm("off", {"prefix_cache": False}), Arm("on", {"prefix_cache": True})),
     measures=(

@@ -43,7 +43,7 @@ def arriving(percent: int) -> Point:
 
 def budgeted(tokens: int) -> Point:
     """Let a step compute at most so many tokens."""
-    large = {profile: workload for profile, workload in chat().items() if profile is not Profile.SMOKE}
+    large = {profile: chat()[profile] for profile in (Profile.QUICK, Profile.PAPER)}
     return Point(f"budget-{tokens}", large, {profile: {"max_num_batched_tokens": tokens} for profile in large})
 
 
