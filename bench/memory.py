@@ -39,5 +39,6 @@ EXPERIMENT = Experiment(
         Measure("residual_memory"),
     ),
     measure_memory=True,
+    requires=frozenset({"memory parts"}),
     steady=True,
 )

@@ -18,29 +18,21 @@ NUM_COMPARED = 2
 
 
 def with_engines(experiment: Experiment, engines: Sequence[str]) -> Experiment:
-    """Put the engines of the run first among the arms, in the order in which they were asked for.
+    """Make the engines of the run the arms, in the order in which they were asked for; the first is the baseline.
 
-    The first is the baseline. An engine that no arm is declared for gets one without options of its own; the arms of
-    engines that were not asked for stay, to be told as left out.
+    An engine that no arm is declared for gets one without options of its own.
     """
     if not experiment.compares_engines:
         return experiment
     declared = {arm.engine: arm for arm in experiment.arms}
-    asked = [declared.get(engine) or Arm(_arm_name(engine), engine=engine) for engine in engines]
-    others = [arm for arm in experiment.arms if arm.engine not in engines]
-    return replace(experiment, arms=(*asked, *others))
+    asked = (declared.get(engine) or Arm(_arm_name(engine), engine=engine) for engine in engines)
+    return replace(experiment, arms=tuple(asked))
 
 
 def why_no_peer(arm: Arm, experiment: Experiment, engines: Mapping[str, Capabilities], device: str) -> Bilingual | None:
-    """Say why an engine is not compared, None when it is: not asked for, left out here, or in need of a GPU."""
-    capabilities = engines.get(arm.engine or "")
-    if capabilities is None:
-        return Bilingual(
-            f"not asked for in this run: `--engine {arm.engine}`", f"本次运行未指定 `--engine {arm.engine}`"
-        )
-    if (reason := experiment.without.get(arm.engine or "")) is not None:
-        return reason
-    return why_no_device(capabilities, device)
+    """Say why an engine is not compared, None when it is: left out here, or in need of a GPU."""
+    name = arm.engine or ""
+    return experiment.without.get(name) or why_no_device(engines[name], device)
 
 
 def why_no_device(capabilities: Capabilities, device: str) -> Bilingual | None:

@@ -32,9 +32,10 @@ def machine_faults(evidence: Evidence, test: TestEvidence, told: Json) -> Iterat
             continue
         yield from differences(mine, found, name)
     passed = {check["id"]: check["passed"] for check in told["checks"]}
+    engines = any(arm["engine"] is not None for arm in test.planned["arms"])  # a slow engine is a finding there
     for check, fails in (
         ("machine_steady", _unsteady(evidence, runs)),
-        ("not_far_below_roofline", far_below(told["statistics"])),
+        ("not_far_below_roofline", None if engines else far_below(told["statistics"])),
     ):
         if passed.get(check) != (None if fails is None else not fails):
             yield f"the check {check} is told otherwise than the ledger gives it"
