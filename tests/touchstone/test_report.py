@@ -110,7 +110,8 @@ def test_few_processes_are_called_insufficient_and_indicative(rendered):
 
 def test_an_invalid_test_shows_no_value(rendered):
     row = summary_row(rendered.en, "3.1", "total time")
-    assert row.endswith("| withheld: more than 20% of the attempts were invalid | — | invalid | — |")
+    assert row.endswith("| withheld | — | invalid | — |")
+    assert "more than 20% of the attempts were invalid" in rendered.chapter("3.1")
     assert "tok/s" not in rendered.chapter("3.1").replace("tokens/s", "")
 
 
@@ -118,8 +119,7 @@ def test_what_was_not_measured_says_why_in_both_languages(rendered):
     assert "**not measured**: needs 2 GPUs" in rendered.chapter("3.2")
     assert "**未测量**：需要 2 块 GPU" in rendered.chapter("3.2", "zh")
     assert re.search(r"^\| 3\.3 .* \| needs 2 GPUs \|$", rendered.en, re.MULTILINE)
-    for field in ("**Data**", "```math"):
-        assert field not in rendered.chapter("3.2")
+    assert "**Data**" not in rendered.chapter("3.2")
 
 
 def test_a_comparison_shows_the_speed_up_as_higher_though_the_time_is_lower(rendered):

@@ -521,15 +521,18 @@ class _Checker:
 
     def _headline(self, place: Place, row: list[str]) -> Iterator[str]:
         shown = self._case.shown(row[0], self._report.names.get(row[1].casefold()), _bare(row[2]))
-        if shown is not None:
-            yield from self._judged(shown, row[3], row[4], row[5])
-        else:
+        if shown is None:
             yield from self._without(place, row[0])
+        elif shown.withheld is None:
+            yield from self._judged(shown, row[3], row[4], row[5])
+        elif row[3:5] != [self._words["withheld"], "—"] or not row[5].startswith(self._verdicts[shown.verdict]):
+            yield f"{row[1]} is withheld, and the verdict is {self._verdicts[shown.verdict]}"
 
     def _key_number(self, place: Place, row: list[str]) -> Iterator[str]:
         yield from self._headline(place, row)
         roof = self._roof(row[0], self._report.names.get(row[1].casefold()), _bare(row[2]))
-        yield from _compare(row[6], [] if roof is None else share(roof["share"]))
+        is_withheld = row[3] == self._words["withheld"]
+        yield from _compare(row[6], [] if roof is None or is_withheld else share(roof["share"]))
 
     def _idea(self, place: Place, row: list[str]) -> Iterator[str]:
         yield from self._headline(place, row)
