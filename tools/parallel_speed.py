@@ -238,7 +238,7 @@ def print_case(case: Case, found: dict[str, Any], single: dict[str, Any]) -> Non
 
 def compared(name: str, work: dict[str, Any], single: dict[str, Any], count: int) -> str:
     """Say how a work's time relates to one device's: the same requests, or as many a device."""
-    baseline = single.get("W1" if name == "weak 256" else name)
+    baseline = single.get(name) or single.get("W1" if name.startswith("weak") else name)
     if count == 1 or baseline is None:
         return ""
     if name.startswith("weak"):

@@ -1,0 +1,103 @@
+"""Which way a sum takes, and that ranks go a way together or not at all."""
+
+import pytest
+import torch
+
+from nanoinfer.execution.symmetric import (
+    ONE_SHOT_BYTES,
+    PUSH_BYTES,
+    SHARED_BYTES,
+    Pushes,
+    Shares,
+    SymmetricCollectives,
+    _Agreement,
+)
+
+
+class Recorded:
+    """Collectives and ways that only tell who was asked; a sum over these ranks is the part itself."""
+
+    def __init__(self, way, calls, takes=None):
+        self.way, self.calls = way, calls
+        if takes is not None:
+            self.takes = lambda num_bytes, dtype: takes(self, num_bytes, dtype)
+
+    def sum(self, x, *, keep=False):
+        self.calls.append((self.way, keep))
+        return x
+
+    def all_reduce(self, x):
+        self.calls.append((self.way, False))
+        return x
+
+    def place(self, shape, dtype):
+        return torch.empty(shape, dtype=dtype)
+
+
+def collectives(*, pushes=True, shares=True):
+    calls = []
+    return calls, SymmetricCollectives(
+        Recorded("library", calls),
+        Recorded("push", calls, Pushes.takes) if pushes else None,
+        Recorded("share", calls, Shares.takes) if shares else None,
+    )
+
+
+def way_of(num_bytes, dtype=torch.bfloat16, **open_ways):
+    calls, ways = collectives(**open_ways)
+    ways.all_reduce(torch.zeros(num_bytes // dtype.itemsize, dtype=dtype), keep=True)
+    return calls[0]
+
+
+def test_the_smallest_sums_are_pushed_and_the_largest_left_to_the_library():
+    assert way_of(4) == way_of(PUSH_BYTES) == ("push", False)
+    assert way_of(PUSH_BYTES + 16) == way_of(ONE_SHOT_BYTES) == way_of(SHARED_BYTES) == ("share", True)
+    assert way_of(SHARED_BYTES + 16) == way_of(PUSH_BYTES + 8) == ("library", False)
+
+
+def test_what_a_way_cannot_do_goes_the_next_one():
+    assert way_of(2, torch.float16) == ("library", False)  # half a word
+    assert way_of(64, torch.float16, shares=False) == ("push", False)
+    assert way_of(PUSH_BYTES + 16, torch.float16) == ("library", False)
+    assert way_of(64, torch.int64) == ("library", False)
+    assert way_of(64, pushes=False) == ("share", True)
+
+
+def test_only_sums_through_shared_memory_begin_there():
+    _, ways = collectives()
+    assert ways.workspace(4, 1024, torch.bfloat16) is None
+    assert ways.workspace(256, 1024, torch.bfloat16).shape == (256, 1024)
+    assert ways.workspace(16384, 1024, torch.bfloat16) is None
+    _, ways = collectives(shares=False)
+    assert ways.workspace(256, 1024, torch.bfloat16) is None
+
+
+class Votes:
+    """A library whose other ranks report so many failures."""
+
+    def __init__(self, others):
+        self.others = others
+
+    def all_reduce(self, x):
+        return x + self.others
+
+
+def test_a_way_is_taken_where_every_rank_can():
+    assert _Agreement(Votes(0), 0, torch.device("cpu")).on("push", lambda: "made") == "made"
+    assert _Agreement(Votes(1), 0, torch.device("cpu")).on("push", lambda: "made") is None
+
+
+def test_a_way_that_is_closed_is_named_with_its_reason():
+    with pytest.warns(UserWarning, match=r"rank 2: sums go another way than by push.*OSError: no link"):
+        found = _Agreement(Votes(0), 2, torch.device("cpu")).on(
+            "push", lambda: (_ for _ in ()).throw(OSError("no link"))
+        )
+    assert found is None
+
+
+def test_a_device_that_waits_for_ever_is_an_error_and_no_vote():
+    def lost():
+        raise SystemError("cuda:0 waits for ever")
+
+    with pytest.raises(SystemError, match="waits for ever"):
+        _Agreement(Votes(0), 0, torch.device("cpu")).on("push", lost)
