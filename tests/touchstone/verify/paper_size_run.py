@@ -18,21 +18,23 @@ from tests.touchstone.factories import make_environment, make_memory
 from tests.touchstone.machine_samples import QWEN3_0_6B, gpu, telemetry
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.registry import load_adapter
-from touchstone.experiment import Profile, load_experiments
+from touchstone.experiment import Profile, is_point, load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger
 from touchstone.records import (
     Attempt,
     Canary,
     CanaryReading,
+    DeviceMemory,
     EngineFacts,
     EntryKind,
+    GraphCapture,
     Measurement,
     ModelSpec,
     RunEvent,
 )
 from touchstone.running.models import QWEN3_0_6B_CONFIG, ChosenModel
 from touchstone.running.planning import RunRequest, make_plan
-from touchstone.workload import build, with_extra_output
+from touchstone.workload import at_rate, build, derive_seed, of_arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +49,9 @@ MOMENT = "2026-03-04T05:06:07.000+00:00"
 GPU = {"name": "Made-up GPU", "memory_bytes": 141_000_000_000, "compute_capability": "9.0", "power_limit_w": 700.0}
 BLOCK = 16
 MAX_SEQS, MAX_TOKENS = 256, 8192
-PREFILL_NS_PER_TOKEN, DECODE_NS, DECODE_NS_PER_SEQUENCE = 8_000, 2_000_000, 12_000
+RATE_AT_FULL_LOAD = 30.0
+MEMORY_TESTS = frozenset({"1.3", "3.1", "3.2", "3.3"})
+PREFILL_NS_PER_TOKEN, DECODE_NS, DECODE_NS_PER_SEQUENCE = 8_000, 2_000_000, 20_000
 
 
 def write_paper_size_run(
@@ -75,7 +79,7 @@ def _plan(
     shape.mkdir(parents=True)
     (shape / "config.json").write_text(json.dumps(QWEN3_0_6B_CONFIG), encoding="utf-8")
     model = ChosenModel(ModelSpec(source="made up", weights="synthetic", note=None), shape, 0)
-    names = tuple(tests) or tuple(experiment.plan_id for experiment in experiments)
+    names = tuple(tests) or tuple(one.plan_id for one in experiments if not is_point(one.plan_id))
     request = RunRequest(profile=profile, engine="nanoinfer", device="cuda", dtype="float16", seed=0, only=names)
     engine = load_adapter("nanoinfer").capabilities()
     engine = replace(engine, options=engine.options | {"tensor_parallel_size", "data_parallel_size"})
@@ -87,7 +91,7 @@ def _attempt(folder: Path, plan: RunPlan, test: PlannedTest, unit: UnitPlan, env
     num_arms = len(set(unit.arm_order))
     measurements = []
     for position, arm in enumerate(unit.arm_order * unit.num_repetitions):
-        seed = unit.seed + position // num_arms
+        seed = derive_seed(unit.seed, "timed", position // num_arms)
         measurements.append(_measurement(folder, test, unit, arms[arm], position, position // num_arms, seed))
     last = measurements[-1]
     repeated = (
@@ -106,7 +110,11 @@ def _attempt(folder: Path, plan: RunPlan, test: PlannedTest, unit: UnitPlan, env
         environment_fingerprint=environment.fingerprint,
         plan_sha256=plan.plan_sha256,
         engine=EngineFacts(
-            name="nanoinfer", version="0", settings={"block_size": BLOCK, "num_kv_blocks": 40_000}, model=QWEN3_0_6B
+            name="nanoinfer",
+            version="0",
+            settings={"block_size": BLOCK, "num_kv_blocks": 40_000},
+            model=QWEN3_0_6B,
+            shares_at_admission=True,
         ),
         startup_s=20.0,
         measurements=tuple(measurements),
@@ -118,7 +126,8 @@ def _measurement(
     folder: Path, test: PlannedTest, unit: UnitPlan, arm: ArmSpec, position: int, repetition: int, seed: int
 ) -> Measurement:
     assert test.workload is not None
-    workload = with_extra_output(test.workload, arm.extra_output)
+    rate = None if test.workload.load is None else RATE_AT_FULL_LOAD * test.workload.load
+    workload = at_rate(of_arm(test.workload, arm), rate)
     chance = random.Random(f"{unit.unit_id} {position}")
     speed = chance.uniform(0.99, 1.01)
     engine = _Scheduler(arm.options, test.engine_options, speed, chance)
@@ -128,6 +137,7 @@ def _measurement(
     (folder / "traces").mkdir(exist_ok=True)
     (folder / "traces" / f"{name}.json.gz").write_bytes(gzip.compress(data, compresslevel=1, mtime=0))
     reading = CanaryReading(flops_per_s=6e14 * speed, bytes_per_s=4e12 * speed, operation_s=3e-6)
+    canaries = [Canary(before=reading, after=reading)] * arm.num_gpus
     return Measurement(
         unit_id=unit.unit_id,
         test_id=unit.test_id,
@@ -137,10 +147,20 @@ def _measurement(
         seed=seed,
         started_at=MOMENT,
         trace_sha256=name,
-        memory=make_memory(device="cuda") if test.test_id == "1.3" else None,
-        canary=Canary(before=reading, after=reading),
-        telemetry=telemetry(trace["duration_ns"] / 1e9, gpus=(gpu(),)),
+        memory=make_memory(device="cuda", devices=_devices(arm.num_gpus)) if test.test_id in MEMORY_TESTS else None,
+        canary=canaries[0],
+        other_canaries=tuple(canaries[1:]),
+        telemetry=telemetry(trace["duration_ns"] / 1e9, gpus=tuple(gpu(index=index) for index in range(arm.num_gpus))),
+        request_rate_per_s=rate,
+        graphs=GraphCapture(num_graphs=20, capture_s=1.5, capture_bytes=10**8)
+        if arm.options.get("cuda_graphs")
+        else None,
     )
+
+
+def _devices(count: int) -> tuple[DeviceMemory, ...]:
+    one = {"kv_pool_bytes": 3_000_000_000, "total_peak_bytes": 6_500_000_000}
+    return tuple(DeviceMemory(device=f"cuda:{index}", **one) for index in range(count)) if count > 1 else ()
 
 
 @dataclass
@@ -163,6 +183,7 @@ class _Scheduler:
         self._mixed = options.get("scheduling") == "mixed"
         self._graph = options.get("cuda_graphs", True)
         self._max_seqs = int(shared.get("max_num_seqs") or MAX_SEQS)
+        self._max_tokens = int(shared.get("max_num_batched_tokens") or MAX_TOKENS)
         self._hits = options.get("prefix_cache") is True
         self._now = 1_000 + chance.randrange(1_000)
         self._moments: list[int] = []
@@ -173,7 +194,7 @@ class _Scheduler:
         """Run requests to their end."""
         seen: set[tuple[int, ...]] = set()
         for group in [[request] for request in requests] if concurrency == 1 else [list(requests)]:
-            self._run([_Sequence(item, self._now, self._cached(item, seen)) for item in group])
+            self._run([_Sequence(item, self._now + item.arrival_ns, self._cached(item, seen)) for item in group])
         self._done.sort(key=lambda row: row["request_id"])
         return {
             "duration_ns": self._now + 500,
@@ -196,6 +217,8 @@ class _Scheduler:
     def _run(self, waiting: list[_Sequence]) -> None:
         running: list[_Sequence] = []
         while waiting or running:
+            if not running:
+                self._now = max(self._now, waiting[0].arrival_ns)
             admitted = self._admit(waiting, running)
             self._step(admitted, running if self._mixed or not admitted else [])
             running += admitted
@@ -205,9 +228,9 @@ class _Scheduler:
     def _admit(self, waiting: list[_Sequence], running: Sequence[_Sequence]) -> list[_Sequence]:
         admitted: list[_Sequence] = []
         tokens = len(running) if self._mixed else 0
-        while waiting and len(running) + len(admitted) < self._max_seqs:
+        while waiting and waiting[0].arrival_ns <= self._now and len(running) + len(admitted) < self._max_seqs:
             tokens += len(waiting[0].request.prompt_token_ids) - waiting[0].cached
-            if admitted and tokens > MAX_TOKENS:
+            if admitted and tokens > self._max_tokens:
                 break
             admitted.append(waiting.pop(0))
         return admitted

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.touchstone.report_sample import write_sample_run
+from tests.touchstone.verify.paper_size_run import write_paper_size_run
 from touchstone import cli
 from touchstone.verify import again
 from touchstone.verify.outcome import NotARunError
@@ -67,6 +68,16 @@ def test_the_last_check_can_be_left_out(run, monkeypatch):
     outcomes = verify_run(run.folder, run.experiments, remake=False)
     assert all(outcome.passed for outcome in outcomes)
     assert "made_again" not in {outcome.id for outcome in outcomes}
+
+
+@pytest.mark.slow
+def test_traces_of_the_papers_size_pass_every_check(tmp_path):
+    """256 requests of 512 tokens with all their steps, paired blocks and the instrument's repeats."""
+    experiments = write_paper_size_run(tmp_path / "run", ("0.1", "1.1", "2.1"))
+    again.make(tmp_path / "run", tmp_path / "run", experiments)
+    outcomes = verify_run(tmp_path / "run", experiments)
+    assert [str(fault) for outcome in outcomes for fault in outcome.faults] == []
+    assert all(outcome.passed for outcome in outcomes)
 
 
 # --- any byte --------------------------------------------------------------------------------------------------------
