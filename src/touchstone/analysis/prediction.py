@@ -51,7 +51,7 @@ def admission_order(requests: Sequence[RequestTrace]) -> list[int] | None:
     return sorted(range(len(requests)), key=lambda index: (begins[index], requests[index].arrival_ns, index))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # the pairs of all blocks of a test, whose metrics and checks ask for them one after the other
 def prompts_of(workload: WorkloadSpec, vocabulary_size: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """Draw the prompts of a run once more."""
     return tuple(request.prompt_token_ids for request in build(workload, vocabulary_size, seed))

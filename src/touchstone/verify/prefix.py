@@ -19,7 +19,7 @@ Json: TypeAlias = "dict[str, Any]"
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # the pairs of all blocks of a test, whose metrics and checks ask for them one after the other
 def _prompts(workload: str, vocabulary: int, seed: int) -> Integers:
     """Draw the prompts again, a row each; a shorter row ends in numbers below zero, which no other row holds."""
     requests = build(WorkloadSpec.model_validate_json(workload), vocabulary, seed)
