@@ -451,7 +451,7 @@ def test_written_files_read_back_as_the_same_results(tmp_path):
     results = derive_results(throughput_run(tmp_path / "run").write(), EXPERIMENTS)
     paths = write_results(results, tmp_path / "out")
     assert [path.name for path in paths][:2] == ["0.1_instrument.json", "1.1_throughput.json"]
-    assert len(paths) == 11
+    assert len(paths) == 12
     assert [Result.model_validate_json(path.read_text()) for path in paths] == list(results)
     assert "文字" in paths[1].read_text(), "Chinese is written as such"
     assert list((tmp_path / "out").glob(".*")) == []
