@@ -157,8 +157,14 @@ def test_a_number_changed_in_a_report_is_found(sample, tmp_path, language):
 
 
 def test_an_engine_that_never_worked_takes_only_its_own_numbers_away(tmp_path):
-    experiments = write_peers_run(tmp_path / "run", failing=frozenset({"transformers"}))
-    results = {result.test_id: result for result in derive_results(tmp_path / "run", experiments)}
-    broken = row(results["5.1@first-token"], "transformers")
+    run = tmp_path / "run"
+    experiments = write_peers_run(run, failing=frozenset({"transformers"}))
+    results = derive_results(run, experiments)
+    write_results(results, run / "results")
+    assert not write_report(run, run, experiments).faults
+    told = next(result for result in results if result.test_id == "5.1@first-token")
+    broken = row(told, "transformers")
     assert broken.seconds is None
     assert broken.reason
+    assert row(told, "vllm").ratio == pytest.approx(1.25, rel=1e-3)
+    assert faults(run, experiments) == {}

@@ -118,5 +118,7 @@ def _list_sources_zh(named: Iterable[tuple[str | None, str, MetricDefinition | C
 
 
 def _engine_name(test: TestRuns) -> str:
-    facts = next((run.facts.engine for run in test.runs if run.facts.engine is not None), None)
-    return f"{facts.name} {facts.version}" if facts is not None else str(test.planned.engine)
+    """Name the engine as it named itself; where engines are compared, each of those that ran."""
+    told = (run.facts.engine for run in test.runs)
+    names = dict.fromkeys(f"{facts.name} {facts.version}" for facts in told if facts is not None)
+    return ", ".join(names) or str(test.planned.engine)

@@ -91,6 +91,17 @@ class TestRuns:
         """Whether more than 20 % of the attempts are invalid, so that no number may be published."""
         return len(self.attempts) - self.num_valid > MAX_INVALID_SHARE * len(self.attempts)
 
+    def too_many_invalid_of(self, arm: str) -> bool:
+        """Whether an arm's numbers may not be published: for the whole test's attempts, or an engine's own.
+
+        Arms that are engines fail each by itself; one that is broken here must not take the others' numbers away.
+        """
+        if all(each.engine is None for each in self.planned.arms):
+            return self.too_many_invalid
+        own = {unit.unit_id for unit in self.units if arm in unit.arm_order}
+        valid = [attempt.valid for _, attempt in self.attempts if attempt.unit_id in own]
+        return valid.count(False) > MAX_INVALID_SHARE * len(valid)
+
 
 @dataclass(frozen=True, slots=True)
 class Ledgered:

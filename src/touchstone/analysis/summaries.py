@@ -206,7 +206,7 @@ class _Value:
 
 
 def _describe(test: TestRuns, definition: MetricDefinition, arm: str, *, key: bool) -> MetricStatistics:
-    if test.too_many_invalid:
+    if test.too_many_invalid_of(arm):
         return _withheld(definition, arm, TOO_MANY_INVALID, Verdict.INVALID, key=key)
     rows = [[(run, definition.compute(run.facts)) for run in process.of_arm(arm)] for process in test.processes]
     for _, measured in (cell for row in rows for cell in row):

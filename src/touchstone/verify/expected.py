@@ -49,6 +49,7 @@ class TestEvidence:
 
     planned: Json
     units_of_arms: Mapping[str, int]
+    arms_of_units: Mapping[str, list[str]]
     attempts: tuple[Json, ...]
     lines: tuple[int, ...]
     processes: tuple[tuple[TimedRun, ...], ...]
@@ -67,6 +68,13 @@ class TestEvidence:
     def published(self) -> bool:
         """Whether at most a fifth of the attempts was invalid."""
         return len(self.attempts) - self.num_valid <= MAX_INVALID_SHARE * len(self.attempts)
+
+    def published_for(self, arm: str) -> bool:
+        """Whether an arm's numbers may be printed: an engine answers for its own attempts, any other arm for all."""
+        if not any(row["engine"] for row in self.planned["arms"]):
+            return self.published
+        own = [attempt["valid"] for attempt in self.attempts if arm in self.arms_of_units.get(attempt["unit_id"], [])]
+        return sum(not valid for valid in own) <= MAX_INVALID_SHARE * len(own)
 
     def of_arm(self, arm: str) -> list[list[TimedRun]]:
         """Select the runs of an arm, a list a process."""
@@ -94,6 +102,7 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
             if unit["test_id"] == test_id
             for arm in dict.fromkeys(unit["arm_order"])
         ),
+        arms_of_units={unit["unit_id"]: unit["arm_order"] for unit in evidence.plan["units"]},
         attempts=tuple(record.body for record in records),
         lines=tuple(record.line for record in records),
         processes=tuple(tuple(_runs(evidence, attempt, planned)) for attempt in chosen.values()),
@@ -194,7 +203,8 @@ def _described(test: TestEvidence, name: str, arm: str, *, key: bool) -> Json:
     head: Json = {"metric": name, "arm": arm, "unit": METRICS[name].unit, "key": key}
     cells = [[METRICS[name].compute(run.facts) for run in row] for row in test.of_arm(arm)]
     missing = any(cell is None for row in cells for cell in row)
-    if not test.published or missing:
+    published = test.published_for(arm)
+    if not published or missing:
         return head | {
             "repetitions": [],
             "values": [],
@@ -203,7 +213,7 @@ def _described(test: TestEvidence, name: str, arm: str, *, key: bool) -> Json:
             "median": None,
             "interval": None,
             "log_t_interval": None,
-            "verdict": "INSUFFICIENT" if test.published else "INVALID",
+            "verdict": "INSUFFICIENT" if published else "INVALID",
         }
     rows = [[cell for cell in row if cell is not None] for row in cells if row]
     sizes = [cell.size for row in rows for cell in row if cell.size is not None]

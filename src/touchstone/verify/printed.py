@@ -932,7 +932,7 @@ def prose_faults(case: Case, told: Json) -> Iterator[str]:
     passed = sum(check["passed"] for check in told["checks"])
     counts = [len(test.processes), runs, test.planned["num_warmups"], len(test.attempts), test.num_valid, passed]
     spreads = [number for item in told["statistics"] for number in (*share(item["max_deviation"]), str(item["n"]))]
-    engines = [attempt["engine"] for attempt in test.attempts if attempt["engine"] is not None][:1]
+    engines = [attempt["engine"] for attempt in test.attempts if attempt["engine"] is not None and attempt["valid"]]
     names = _tokens([(engine["name"], engine["version"]) for engine in engines], list(test.arms))
     allowed = STRUCTURAL | LIMITS | names | {*map(str, counts), str(len(told["checks"])), *spreads}
     for name, text in _sentences(told):
