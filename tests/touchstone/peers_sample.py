@@ -96,6 +96,8 @@ def write_peers_run(run_dir: Path, failing: frozenset[str] = frozenset()) -> dic
 def facts_of(engine: str, test_id: str) -> EngineFacts:
     """Say what a made-up engine says of itself."""
     settings = {"prefix_cache": test_id.endswith("w4"), "max_num_seqs": 256, "greedy": "by | bar"}
+    if engine == "transformers":  # as a server's adapter says
+        settings["timing"] = "client side"
     return EngineFacts(name=engine, version=f"{len(engine)}.0", settings=settings, model=MODEL)
 
 

@@ -95,6 +95,8 @@ def test_both_reports_show_every_engine_on_every_workload_without_a_fault(sample
                 for engine in ENGINES:
                     assert f"| `{test_id}` | `{engine}` |" in section
         assert "max_num_seqs = 256; prefix_cache = False / True" in section
+        limits = {"en": "times of the client", "zh": "客户端时间"}[language]
+        assert sum(limits in line for line in section.splitlines() if line.startswith("| `5.1")) == 4
 
 
 def test_verification_finds_the_run_right(sample):

@@ -107,7 +107,19 @@ def _interval(peer: PeerComparison) -> Amount:
 def _remark(peer: PeerComparison, *, is_first: bool) -> Bilingual | Amount:
     if peer.reason is not None:
         return Bilingual(f"not measured: {peer.reason}", f"未测量：{peer.reason_zh}")
-    return Bilingual("baseline", "基线") if is_first else NOTHING
+    remarks = ([_BASELINE] if is_first else []) + (
+        [_CLIENT_SIDE] if peer.settings.get("timing") == "client side" else []
+    )
+    if not remarks:
+        return NOTHING
+    return Bilingual("; ".join(text.en for text in remarks), "；".join(text.zh for text in remarks))
+
+
+_BASELINE = Bilingual("baseline", "基线")
+_CLIENT_SIDE = Bilingual(
+    "times of the client: network, the server's buffering and the client's own loop are in them",
+    "客户端时间：包含网络、服务端缓冲与客户端自身的开销",
+)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
