@@ -43,4 +43,6 @@ def test_restricted_rows_draw_only_what_is_kept():
         token_indices=torch.zeros(rows, dtype=torch.int64),
         limits=Limits(top_ps=torch.ones(rows), top_ks=torch.full((rows,), 4)),
     )
-    assert set(choose_tokens(logits, inputs, REFERENCE, SINGLE, logits.shape[1]).tolist()) == set(logits[0].topk(4).indices.tolist())
+    assert set(choose_tokens(logits, inputs, REFERENCE, SINGLE, logits.shape[1]).tolist()) == set(
+        logits[0].topk(4).indices.tolist()
+    )
