@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from touchstone.analysis.statistics import DRIFT_LIMIT, MIN_FOR_INTERVAL, TOLERANCE
 from touchstone.experiment import INSTRUMENT_TEST, Bilingual, is_point
+from touchstone.reporting.chapter import CheckView, EvidenceView, TestView
 from touchstone.reporting.checklist import checklist
-from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, CodeView, code_view, formula_terms
+from touchstone.reporting.code_tables import CODE_DEFINITIONS, PLAN_FIELDS_OF_CODE, code_view, formula_terms
 from touchstone.reporting.formatting import percent
 from touchstone.reporting.headline import front_page
-from touchstone.reporting.machine import RooflineView, machine_views, roofline_views
+from touchstone.reporting.machine import machine_views, roofline_views
 from touchstone.reporting.numbers import NumberView, effect_views, line_ranges, number_views
-from touchstone.reporting.peers import PeersView, peers_view
-from touchstone.reporting.scaling import ScalingView, scaling_view
+from touchstone.reporting.peers import peers_view
+from touchstone.reporting.scaling import scaling_view
 from touchstone.reporting.setting import (
     WorkloadRow,
     hardware_rows,
@@ -26,7 +27,7 @@ from touchstone.reporting.setting import (
     software_rows,
     workload_rows,
 )
-from touchstone.reporting.sweeps import PaybackRow, SweepView, payback_rows, sweep_views
+from touchstone.reporting.sweeps import payback_rows, sweep_views
 from touchstone.reporting.values import Amount, Code, FigureView, Row
 from touchstone.reporting.wording import wording_sha256
 
@@ -37,62 +38,12 @@ if TYPE_CHECKING:
 
     from touchstone.records import Evidence, Result
     from touchstone.reporting.markdown import Glossary
-    from touchstone.reporting.numbers import EffectView
     from touchstone.reporting.run_folder import Run
 
 # Commands that the report tells the reader to use where this version of the instrument has them.
 OPTIONAL_COMMANDS = ("verify", "reproduce")
 INSTRUMENT_CHECKS = frozenset({"placebo_equivalent", "control_detected", "repeated_prompts_not_faster"})
 SHARED_PARAMETERS = frozenset({"engine", "engine_settings", "model", "device", "dtype", "profile", "seed", "workload"})
-
-
-@dataclass(frozen=True, slots=True)
-class CheckView:
-    """One machine-decided statement about a test."""
-
-    id: str
-    passed: bool
-    detail: Bilingual
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceView:
-    """Where the numbers of a test can be looked up."""
-
-    ledger: Code
-    lines: Amount
-    attempts: int
-    valid_attempts: int
-    invalid_reasons: tuple[Code, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TestView:
-    """One test of the plan; everything after `reason` is empty where it was not measured."""
-
-    test_id: str
-    title: Bilingual
-    measured: bool
-    reason: Bilingual
-    question: Bilingual | None
-    method: Bilingual
-    how_obtained: Bilingual
-    verification: Bilingual
-    date: Code
-    parameters: tuple[Row, ...]
-    headline: tuple[NumberView, ...]
-    supporting: tuple[NumberView, ...]
-    effects: tuple[EffectView, ...]
-    checks: tuple[CheckView, ...]
-    evidence: EvidenceView | None
-    figures: tuple[FigureView, ...]
-    code: CodeView | None
-    scaling: ScalingView
-    rooflines: tuple[RooflineView, ...] = ()
-    void: Bilingual | None = None
-    sweeps: tuple[SweepView, ...] = ()
-    payback: tuple[PaybackRow, ...] = ()
-    peers: PeersView = field(default_factory=PeersView)
 
 
 @dataclass(frozen=True, slots=True)

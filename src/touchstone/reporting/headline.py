@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from touchstone.analysis.metrics import ComparisonDefinition
     from touchstone.records import Effect
-    from touchstone.reporting.context import TestView
+    from touchstone.reporting.chapter import TestView
     from touchstone.reporting.numbers import ArmView, NumberView
     from touchstone.reporting.run_folder import Run
     from touchstone.reporting.sweeps import SweepView, Winners

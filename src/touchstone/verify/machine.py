@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from touchstone.verify.custody import Evidence
-    from touchstone.verify.expected import TestEvidence
+    from touchstone.verify.gathered import TestEvidence
 
 Json: TypeAlias = "dict[str, Any]"
 

@@ -15,7 +15,7 @@ from touchstone.verify.observed import METRICS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from touchstone.verify.expected import TestEvidence, TimedRun
+    from touchstone.verify.gathered import TestEvidence, TimedRun
 
 Json: TypeAlias = "dict[str, Any]"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from touchstone.experiment import Experiment
     from touchstone.verify.custody import Evidence
-    from touchstone.verify.expected import TestEvidence, TimedRun
+    from touchstone.verify.gathered import TestEvidence, TimedRun
     from touchstone.verify.rooflines import Machine
 
 Json: TypeAlias = "dict[str, Any]"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from touchstone.experiment import Experiment
     from touchstone.verify.custody import Evidence
-    from touchstone.verify.expected import TestEvidence
+    from touchstone.verify.gathered import TestEvidence
 
 Json: TypeAlias = "dict[str, Any]"
 

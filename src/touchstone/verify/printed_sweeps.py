@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from touchstone.experiment import Experiment
-    from touchstone.verify.expected import TestEvidence
+    from touchstone.verify.gathered import TestEvidence
 
 Json: TypeAlias = "dict[str, Any]"
 Rule: TypeAlias = "Callable[[Any, list[str]], Iterator[str]]"

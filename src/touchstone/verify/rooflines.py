@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from touchstone.verify.custody import Evidence
-    from touchstone.verify.expected import TestEvidence, TimedRun
+    from touchstone.verify.gathered import TestEvidence, TimedRun
     from touchstone.verify.observed import Floats, Observation
 
 Json: TypeAlias = "dict[str, Any]"

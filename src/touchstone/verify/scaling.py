@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from touchstone.experiment import Experiment, Scaling, Series
-    from touchstone.verify.expected import TestEvidence, TimedRun
+    from touchstone.verify.gathered import TestEvidence, TimedRun
 
 Json: TypeAlias = "dict[str, Any]"
 

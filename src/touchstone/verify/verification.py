@@ -11,7 +11,8 @@ from touchstone.experiment import load_experiments
 from touchstone.records import Result
 from touchstone.verify import custody
 from touchstone.verify.custody import LEDGER, Evidence
-from touchstone.verify.expected import gather, result_faults
+from touchstone.verify.expected import result_faults
+from touchstone.verify.gathered import gather
 from touchstone.verify.outcome import Fault, NotARunError, Outcome
 from touchstone.verify.payback import faults_of
 from touchstone.verify.peers import peer_faults

@@ -15,7 +15,7 @@ from touchstone.experiment import load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger, read_ledger
 from touchstone.records import Attempt, GraphCapture
 from touchstone.verify.custody import Evidence, read_chain, read_traces
-from touchstone.verify.expected import gather
+from touchstone.verify.gathered import gather
 from touchstone.verify.payback import payback_faults
 
 EXPERIMENTS = {item.plan_id: item for item in load_experiments()}

@@ -14,7 +14,8 @@ from touchstone.analysis.results import derive_results
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
 from touchstone.records import EngineFacts
 from touchstone.verify import custody
-from touchstone.verify.expected import gather, result_faults
+from touchstone.verify.expected import result_faults
+from touchstone.verify.gathered import gather
 from touchstone.workload import build
 
 ABBA = ("off", "on", "on", "off")

@@ -17,7 +17,8 @@ from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, P
 from touchstone.records import Lengths
 from touchstone.reporting import report
 from touchstone.verify import again, custody
-from touchstone.verify.expected import gather, result_faults
+from touchstone.verify.expected import result_faults
+from touchstone.verify.gathered import gather
 from touchstone.verify.verification import verify_run
 
 MS = 1_000_000

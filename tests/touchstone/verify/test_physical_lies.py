@@ -19,7 +19,8 @@ from touchstone.analysis.results import derive_results
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
 from touchstone.records import Canary, Lengths, WorkloadSpec
 from touchstone.verify import custody
-from touchstone.verify.expected import gather, result_faults
+from touchstone.verify.expected import result_faults
+from touchstone.verify.gathered import gather
 
 TEXT = Bilingual("text", "文字")
 WORK = WorkloadSpec(num_requests=8, input_tokens=Lengths(low=512, high=512), output_tokens=Lengths(low=5, high=5))

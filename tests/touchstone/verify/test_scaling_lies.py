@@ -16,7 +16,7 @@ from touchstone.analysis.scaling import fit_law, serial_fraction
 from touchstone.experiment import Law
 from touchstone.reporting import report
 from touchstone.verify import again, custody, scaling
-from touchstone.verify.expected import gather
+from touchstone.verify.gathered import gather
 from touchstone.verify.printed import Case, Report, number_faults
 from touchstone.verify.verification import verify_run
 

@@ -1,0 +1,105 @@
+"""What the ledger and the traces hold about each planned test, arranged for the working out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from touchstone.verify.observed import Observation, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from touchstone.verify.custody import Evidence
+
+Json: TypeAlias = "dict[str, Any]"
+
+MAX_INVALID_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """One timed run of a valid process."""
+
+    unit_id: str
+    position: int
+    arm: str
+    facts: Observation
+    seed: int
+    settings: Json
+    engine: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class TestEvidence:
+    """What the ledger holds about one planned test: its runs by process, and its attempts."""
+
+    planned: Json
+    units_of_arms: Mapping[str, int]
+    arms_of_units: Mapping[str, list[str]]
+    attempts: tuple[Json, ...]
+    lines: tuple[int, ...]
+    processes: tuple[tuple[TimedRun, ...], ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the arms, the baseline first."""
+        return tuple(arm["name"] for arm in self.planned["arms"])
+
+    @property
+    def num_valid(self) -> int:
+        """Number of valid attempts."""
+        return sum(attempt["valid"] for attempt in self.attempts)
+
+    @property
+    def published(self) -> bool:
+        """Whether at most a fifth of the attempts was invalid."""
+        return len(self.attempts) - self.num_valid <= MAX_INVALID_SHARE * len(self.attempts)
+
+    def published_for(self, arm: str) -> bool:
+        """Whether an arm's numbers may be printed: an engine answers for its own attempts, any other arm for all."""
+        if not any(row["engine"] for row in self.planned["arms"]):
+            return self.published
+        own = [attempt["valid"] for attempt in self.attempts if arm in self.arms_of_units.get(attempt["unit_id"], [])]
+        return sum(not valid for valid in own) <= MAX_INVALID_SHARE * len(own)
+
+    def of_arm(self, arm: str) -> list[list[TimedRun]]:
+        """Select the runs of an arm, a list a process."""
+        return [[run for run in process if run.arm == arm] for process in self.processes]
+
+
+def gather(evidence: Evidence) -> dict[str, TestEvidence]:
+    """Arrange the evidence by planned test."""
+    return {test["test_id"]: _gather(evidence, test) for test in evidence.plan["tests"]}
+
+
+def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
+    test_id = planned["test_id"]
+    records = [record for record in evidence.of_kind("attempt") if record.body["test_id"] == test_id]
+    units = [unit["unit_id"] for unit in evidence.plan["units"] if unit["test_id"] == test_id]
+    chosen: dict[str, Json] = {}
+    for record in records:
+        if record.body["valid"] and record.body["unit_id"] in units:
+            chosen.setdefault(record.body["unit_id"], record.body)
+    return TestEvidence(
+        planned=planned,
+        units_of_arms=Counter(
+            arm
+            for unit in evidence.plan["units"]
+            if unit["test_id"] == test_id
+            for arm in dict.fromkeys(unit["arm_order"])
+        ),
+        arms_of_units={unit["unit_id"]: unit["arm_order"] for unit in evidence.plan["units"]},
+        attempts=tuple(record.body for record in records),
+        lines=tuple(record.line for record in records),
+        processes=tuple(tuple(_runs(evidence, attempt, planned)) for attempt in chosen.values()),
+    )
+
+
+def _runs(evidence: Evidence, attempt: Json, planned: Json) -> Iterator[TimedRun]:
+    for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
+        facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"], planned)
+        facts = replace(facts, device_work=attempt.get("device_work"))
+        settings = {} if attempt["engine"] is None else attempt["engine"]["settings"]
+        yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings, attempt["engine"])
