@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from touchstone.canonical import canonical_json, sha256_hex
-from touchstone.experiment import Profile, load_experiments
+from touchstone.experiment import Design, Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger
 from touchstone.records import (
     ArmSpec,
@@ -142,6 +142,7 @@ def sample_plan(experiments: dict[str, Experiment]) -> RunPlan:
                 num_repetitions=REPETITIONS,
                 num_warmups=1,
                 estimated_s=1.0,
+                margin=experiment.margins[Profile.SMOKE] if experiment.design is Design.PAIRED_BLOCKS else None,
             )
         )
         units += [

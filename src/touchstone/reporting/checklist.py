@@ -120,12 +120,8 @@ def _source(templates: JinjaEnvironment, name: str) -> str:
 
 
 def _paired(run: Run) -> Tick:
-    """Placebo and control are no comparison of a feature off and on, and neither are engines; they do not count."""
-    comparisons = [
-        test
-        for test in run.plan.tests
-        if len(test.arms) > 1 and test.test_id != INSTRUMENT_TEST and not any(arm.engine for arm in test.arms)
-    ]
+    """Count the tests in paired blocks; placebo and control are no comparison of a feature off and on."""
+    comparisons = [test for test in run.plan.tests if test.margin is not None and test.test_id != INSTRUMENT_TEST]
     paired: list[str] = []
     unpaired: list[str] = []
     for test in comparisons:
