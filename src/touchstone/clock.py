@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def now_ns() -> int:
 def rest(seconds: float) -> None:
     """Do nothing for so long, so that a device may come back to its own speed."""
     time.sleep(seconds)
+
+
+async def reach(moment_ns: int) -> None:
+    """Let other tasks run until a reading of `now_ns` comes to this moment; return at once when it is past."""
+    await asyncio.sleep(max(0, moment_ns - now_ns()) / 1e9)
 
 
 def seconds_since(begin_ns: int) -> float:

@@ -41,8 +41,8 @@ class FakeEngine:
     def generate(self, requests, *, concurrency=None):
         self.misbehave()
         with timed_region("cpu") as region:
-            time.sleep(self.options.get("pace_s", 0))
             arrival_ns = time.perf_counter_ns()
+            time.sleep(self.options.get("pace_s", 0))
             token_ns = time.perf_counter_ns()
         short = 1 if self.options.get("fault") == "short" else 0
         traces = tuple(self.tell(request, arrival_ns - region.begin_ns, short) for request in requests)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from touchstone.clock import now_ns, timed_region
+from touchstone.clock import now_ns, reach, timed_region
 from touchstone.engines.base import Capabilities, EngineError, GenerationRequest
 from touchstone.engines.model_facts import model_facts, read_config
 from touchstone.engines.recording import Recording
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from touchstone.engines.recording import Progress
     from touchstone.records import Trace
 
-_NS_PER_S = 1e9
 _CONNECT_TIMEOUT_S = 10
 _SILENCE_TIMEOUT_S = 600
 _DATA, _DONE = b"data:", b"[DONE]"
@@ -165,7 +164,7 @@ class _Client:
 
     async def _at_its_arrival(self, request: GenerationRequest, recording: Recording) -> None:
         at_ns = recording.begin_ns + request.arrival_ns
-        await asyncio.sleep(max(0, at_ns - now_ns()) / _NS_PER_S)
+        await reach(at_ns)
         await self.ask(recording.arrive(request, at_ns), recording)
 
     async def _when_free(self, request: GenerationRequest, recording: Recording, free: asyncio.Semaphore) -> None:
