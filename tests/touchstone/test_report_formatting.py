@@ -72,6 +72,8 @@ def test_whole_numbers_are_written_whole():
 
 def test_a_rounded_nothing_carries_no_sign():
     assert fixed(-0.0004, -2) == "0.00"
+    assert fixed(9999.5, 0) == "10,000"
+    assert fixed(9999.4, 0) == "9999"
 
 
 def test_a_power_of_ten_has_its_first_digit_at_its_own_place():

@@ -80,9 +80,10 @@ def fixed(value: float, place: int) -> str:
     """Write `value` rounded at 10^place, without exponent, with thousands separators from 10,000 on."""
     rounded = round(value, -place) if place > 0 else value
     text = f"{rounded:,.{max(-place, 0)}f}"
-    if abs(rounded) < _GROUPING_FROM:
-        text = text.replace(",", "")
-    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+    bare = text.replace(",", "")
+    if abs(float(bare)) < _GROUPING_FROM:  # as written: 9999.5 becomes 10,000
+        text = bare
+    return text.removeprefix("-") if float(bare) == 0 else text
 
 
 def number(value: float, noise: float | None = None) -> str:
