@@ -72,6 +72,9 @@ def test_whole_numbers_are_written_whole():
 
 def test_a_rounded_nothing_carries_no_sign():
     assert fixed(-0.0004, -2) == "0.00"
+
+
+def test_digits_are_grouped_by_the_number_as_it_is_written():
     assert fixed(9999.5, 0) == "10,000"
     assert fixed(9999.4, 0) == "9999"
 
