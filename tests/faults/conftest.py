@@ -6,6 +6,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+
+from touchstone.running.models import make_tiny_model
 
 HERE = Path(__file__).parent
 
@@ -24,6 +27,23 @@ def _nothing_left_behind():
 
 def shared_memory():
     return set(Path("/dev/shm").iterdir())  # noqa: S108  where the kernel keeps it
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """A tiny model's matrices are not worth dividing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a tiny model that is whole."""
+    path = tmp_path_factory.mktemp("tiny")
+    make_tiny_model(path)
+    return path
 
 
 @pytest.fixture

@@ -1,29 +1,12 @@
 """A step that fails or is interrupted: all requests end, nothing half computed is found again, the engine goes on."""
 
 import pytest
-import torch
 
 from nanoinfer import LLM, SamplingParams
 from nanoinfer.execution.runner import Runner, StepHandle
-from touchstone.running.models import make_tiny_model
 
 PROMPTS = [[5] * 40, [6] * 40, [5] * 33]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fail_at(monkeypatch, owner, name, number, fault):

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from nanoinfer import LLM, ConfigError, RequestError, SamplingParams
@@ -17,14 +16,6 @@ from touchstone.running.models import ModelError, choose_model, make_tiny_model
 
 NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ preempted or is cancelled, and from which it follows that requests cannot preemp
 """
 
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nanoinfer import LLM, ConfigError, RequestError, SamplingParams
 from tests.nanoinfer.scheduling.simulated_engine import VOCABULARY, SimulatedEngine
-from touchstone.running.models import make_tiny_model
 
 MAX_LEN = 40
 
@@ -118,21 +116,6 @@ def test_requests_that_each_need_the_whole_pool_do_not_preempt_one_another_for_e
 
 
 # --- the same on the real engine ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def greedy(max_tokens):

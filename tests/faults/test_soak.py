@@ -3,26 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from nanoinfer import LLM
 from tools import soak
-from touchstone.running.models import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_few_seconds_of_random_requests_leak_nothing_and_change_no_token(folder, monkeypatch):
