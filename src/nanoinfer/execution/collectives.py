@@ -22,9 +22,16 @@ GROUP_TIMEOUT = timedelta(hours=2)
 
 
 def join(
-    store: Store, *, rank: int, size: int, device: torch.device, dtype: torch.dtype, all_reduce: AllReduce
+    store: Store,
+    *,
+    rank: int,
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    all_reduce: AllReduce,
+    largest_bytes: int,
 ) -> TensorParallel:
-    """Meet the other ranks and decide how sums travel; a collective call."""
+    """Meet the other ranks and decide how sums, of up to `largest_bytes`, travel; a collective call."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group(
@@ -36,4 +43,5 @@ def join(
     library.all_reduce(torch.zeros(1, device=device))  # connections are made by the first collective, not in a graph
     if device.type != "cuda" or all_reduce == "nccl":
         return TensorParallel(rank, size, library)
-    return TensorParallel(rank, size, symmetric_collectives(library, rank, device, dtype) or library)
+    symmetric = symmetric_collectives(library, rank, device, dtype, largest_bytes=largest_bytes)
+    return TensorParallel(rank, size, symmetric or library)

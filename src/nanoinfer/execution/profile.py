@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # NCCL's kernels, and those for symmetric memory; the time includes the wait for a rank that comes later.
-_COMMUNICATION = ("nccl", "_push_kernel", "one_shot_all_reduce", "two_shot_all_reduce")
+_COMMUNICATION = ("nccl", "_push_kernel", "_share_kernel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,15 +39,17 @@ def serve_rank(channel: Channel, setup: Mapping[str, Any]) -> None:
     folder = Path(setup["folder"])
     device = resolve_device(setup["device"])
     rank: int = setup["rank"]
+    model_config, dtype = ModelConfig.from_folder(folder), resolve_dtype(config.dtype, device)
     parallel = join(
         Meeting(**setup["meeting"]).store(),
         rank=rank,
         size=config.tensor_parallel_size,
         device=device,
-        dtype=resolve_dtype(config.dtype, device),
+        dtype=dtype,
         all_reduce=config.all_reduce,
+        largest_bytes=config.max_num_batched_tokens * model_config.hidden_size * dtype.itemsize,
     )
-    execution = build_execution(config, ModelConfig.from_folder(folder), folder, parallel)
+    execution = build_execution(config, model_config, folder, parallel)
     channel.send(Kind.READY, _facts(execution))
     channel.pin_memory = device.type == "cuda"
     runner = cast("Runner", execution.runner)

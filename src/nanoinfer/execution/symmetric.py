@@ -1,12 +1,11 @@
-"""Sums of small messages through symmetric memory: a buffer of each rank that every other rank can read and write.
+"""Sums through symmetric memory: buffers of each rank that every other rank can read and write.
 
-NCCL moves large messages as fast as the links allow, but a small one takes it 20 microseconds. Three ways are faster:
+    push   each rank writes to all others what they wait for (`kernels.push_sum`); the least latency
+    share  each rank adds up a share, reading it from all, and writes it to all (`kernels.share_sum`); the most bytes
+           a second
 
-    push      each rank writes to all others what they wait for (`kernels.push_sum`); the least latency
-    one shot  a barrier, then each rank reads all parts and adds them up, then a barrier
-    two shot  the same, but each rank adds up its share and writes it to all
-
-The last two are torch's (`torch.ops.symm_mem`), whose kernels with multicast are not used. All work inside CUDA graphs.
+NCCL takes 20 microseconds for the smallest sum and leaves half of what the links can carry unused for large ones. Both
+ways work inside CUDA graphs, and neither uses multicast.
 """
 
 from __future__ import annotations
@@ -19,22 +18,21 @@ import torch
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from nanoinfer.execution.group import GroupCollectives
 
 Result = TypeVar("Result")
+Way = TypeVar("Way", "Pushes", "Shares")
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+RANKS = (2, 4, 8)
 PUSH_BYTES = 1 << 16  # every byte travels as two, to every rank
-PUSHED = (torch.float32, torch.float16, torch.bfloat16)
-PUSH_RANKS = (2, 4, 8)
 WORD_BYTES = 4
-ONE_SHOT_BYTES = 1 << 17  # below it one shot takes no longer, above it two shots send less
-SHARED_BYTES = 1 << 22  # beyond, links are full either way
-SHARED = (torch.float32, torch.bfloat16)  # what torch's kernels are compiled for
-ALIGNMENT_BYTES = 16  # of their widest loads
+MOST_SHARED_BYTES = 1 << 26  # at once; what is longer goes in pieces
+UNIT_BYTES = 16  # of the widest loads
 PROBE_S = 30.0
 PROBE_LOOKS = 1 << 20  # for words that are missing: about a second
 
@@ -48,9 +46,11 @@ class SymmetricCollectives:
         self._shares = shares
 
     def workspace(self, num_rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
-        """Return a place (num_rows, width) in shared memory, where a sum of that size goes through it."""
+        """Return a place (num_rows, width) in shared memory, where a sum of that size goes through it at once."""
         num_bytes = num_rows * width * dtype.itemsize
-        if self._shares is None or (self._pushes and self._pushes.takes(num_bytes, dtype)):
+        if self._shares is None or num_bytes > self._shares.num_bytes:
+            return None
+        if self._pushes is not None and self._pushes.takes(num_bytes, dtype):
             return None
         return self._shares.place((num_rows, width), dtype) if self._shares.takes(num_bytes, dtype) else None
 
@@ -69,22 +69,21 @@ class SymmetricCollectives:
 
 
 class Pushes:
-    """Sums of up to PUSH_BYTES by `kernels.push_sum`. Making one is a collective call; `reset` comes before its use."""
+    """Sums of up to PUSH_BYTES by `kernels.push_sum`. Making one is a collective call; `reset` comes before its use.
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    Compiled here for `dtypes`, so that no rank waits for another's compiler.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
         from nanoinfer.kernels import push_sum  # noqa: PLC0415  Triton is there with CUDA only
 
-        if size not in PUSH_RANKS:
-            raise ValueError(f"{size} ranks cannot push, {', '.join(map(str, PUSH_RANKS))} can")
+        self.probes = (UNIT_BYTES, PUSH_BYTES, 1 << 11, PUSH_BYTES, 1 << 11)
         self._rank = rank
         self._kernel = push_sum.push_sum
         num_words = PUSH_BYTES // WORD_BYTES
-        self._received, handle = _shared((2, size, num_words), torch.int64, device)
-        buffers = [handle.get_buffer(peer, self._received.shape, torch.int64) for peer in range(size)]
-        self._addresses = torch.tensor([buffer.data_ptr() for buffer in buffers], device=device)
+        self._received, self._peers, self._addresses = _shared((2, size, num_words), torch.int64, device)
         self._counts = torch.zeros(num_words // push_sum.WORDS, dtype=torch.int32, device=device)
-        self._buffers = buffers  # keep the peers' memory mapped
-        for dtype in PUSHED:  # compiled apart, so that no rank waits for another's compiler
+        for dtype in dtypes:
             self.sum(torch.zeros(2, dtype=dtype, device=device), looks=1)
         torch.cuda.synchronize(device)
 
@@ -95,92 +94,137 @@ class Pushes:
 
     def takes(self, num_bytes: int, dtype: torch.dtype) -> bool:
         """Whether a message goes this way."""
-        return dtype in PUSHED and 0 < num_bytes <= PUSH_BYTES and num_bytes % WORD_BYTES == 0
+        return dtype in DTYPES and 0 < num_bytes <= PUSH_BYTES and num_bytes % WORD_BYTES == 0
 
     def sum(self, x: Tensor, *, looks: int | None = None) -> Tensor:
         """Sum x over the ranks; with `looks` the result is wrong if the others take longer than so many looks."""
-        if looks is None:
-            return self._kernel(x, self._received, self._addresses, self._counts, rank=self._rank)
-        return self._kernel(x, self._received, self._addresses, self._counts, rank=self._rank, patience=looks)
+        patience = {} if looks is None else {"patience": looks}
+        return self._kernel(x, self._received, self._addresses, self._counts, rank=self._rank, **patience)
 
 
 class Shares:
-    """Sums of up to SHARED_BYTES by torch's kernels. Making one is a collective call."""
+    """Sums by `kernels.share_sum` in a buffer of `num_bytes`. Making one is a collective call; `reset` as above."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._buffer, _ = _shared((SHARED_BYTES // WORD_BYTES,), torch.float32, device)
-        self._group_name = _world().group_name
-        self._ops: Any = torch.ops.symm_mem
+    def __init__(
+        self, rank: int, size: int, device: torch.device, num_bytes: int, dtypes: Sequence[torch.dtype] = DTYPES
+    ) -> None:
+        from nanoinfer.kernels import share_sum  # noqa: PLC0415  as above
+
+        self.num_bytes = num_bytes
+        self.probes = (UNIT_BYTES, num_bytes, UNIT_BYTES, num_bytes)
+        self._rank = rank
+        self._kernel = share_sum.share_sum
+        self._buffer, self._peers, self._addresses = _shared((num_bytes,), torch.uint8, device)
+        self._flags, self._peers_flags, self._flag_addresses = _shared((size, share_sum.PROGRAMS), torch.int32, device)
+        self._counts = torch.zeros(share_sum.PROGRAMS, dtype=torch.int32, device=device)
+        for dtype in dtypes:
+            self.sum(self.place((UNIT_BYTES,), dtype), looks=1)
+        torch.cuda.synchronize(device)
+
+    def reset(self) -> None:
+        """Forget all sums; every rank does so after none adds up any more and before one does again."""
+        self._flags.zero_()
+        self._counts.zero_()
 
     def takes(self, num_bytes: int, dtype: torch.dtype) -> bool:
         """Whether a message goes this way."""
-        return dtype in SHARED and 0 < num_bytes <= SHARED_BYTES and num_bytes % ALIGNMENT_BYTES == 0
+        return dtype in DTYPES and num_bytes > 0 and num_bytes % UNIT_BYTES == 0
 
     def place(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return the buffer's beginning in a shape; a sum of what was written there needs no copy."""
-        return self._buffer.view(dtype)[: torch.Size(shape).numel()].view(shape)
+        num_elements = torch.Size(shape).numel()
+        return self._buffer[: num_elements * dtype.itemsize].view(dtype).view(shape)
 
-    def sum(self, x: Tensor, *, keep: bool) -> Tensor:
-        """Sum x over the ranks; unless `keep`, the sum may lie in the buffer."""
+    def sum(self, x: Tensor, *, keep: bool = False, looks: int | None = None) -> Tensor:
+        """Sum x over the ranks; unless `keep`, the sum may lie in the buffer. `looks` as for a push."""
+        if x.numel() * x.itemsize > self.num_bytes:
+            return self._in_pieces(x, looks)
         part = self.place(tuple(x.shape), x.dtype)
         if x.data_ptr() != part.data_ptr():
             part.copy_(x)
-        if keep or x.numel() * x.itemsize <= ONE_SHOT_BYTES:
-            total: Tensor = self._ops.one_shot_all_reduce(part, "sum", self._group_name)
-            return total
-        self._ops.two_shot_all_reduce_(part, "sum", self._group_name)
-        return part
+        patience = {} if looks is None else {"patience": looks}
+        self._kernel(
+            part, self._addresses, self._flags, self._flag_addresses, self._counts, rank=self._rank, **patience
+        )
+        return part.clone() if keep else part
+
+    def _in_pieces(self, x: Tensor, looks: int | None) -> Tensor:
+        out, step = torch.empty_like(x), self.num_bytes // x.itemsize
+        for begin in range(0, x.numel(), step):
+            piece = slice(begin, begin + step)
+            out.view(-1)[piece] = self.sum(x.view(-1)[piece], looks=looks)
+        return out
 
 
 # --- setting it up ----------------------------------------------------------------------------------------------------
 
 
 def symmetric_collectives(
-    library: GroupCollectives, rank: int, device: torch.device, dtype: torch.dtype
+    library: GroupCollectives, rank: int, device: torch.device, dtype: torch.dtype, *, largest_bytes: int
 ) -> SymmetricCollectives | None:
     """Open what ways there are, step by step and only as long as every rank succeeds; None, with warnings, if none.
 
-    Each way is tried with known numbers of `dtype` and float32 before it is used.
+    Each way is tried with known numbers of `dtype` and float32 before it is used. `largest_bytes` has the largest
+    message that is worth a place of its own.
     """
     agreed = _Agreement(library, rank, device)
     if agreed.on("symmetric memory", lambda: _check_access(device)) is None:
         return None
-    pushes = _agreed_pushes(agreed, rank, device, dtype)
-    shares = _agreed_shares(agreed, rank, device, dtype) if dtype in SHARED else None
+    size, dtypes = dist.get_world_size(), tuple(dict.fromkeys((torch.float32, dtype)))  # in one order on every rank
+    num_bytes = min(MOST_SHARED_BYTES, -(-largest_bytes // UNIT_BYTES) * UNIT_BYTES)
+    pushes = _proved(agreed, "push", lambda: Pushes(rank, size, device, dtypes), rank, device, dtypes)
+    shares = _proved(agreed, "share", lambda: Shares(rank, size, device, num_bytes, dtypes), rank, device, dtypes)
     return None if pushes is None and shares is None else SymmetricCollectives(library, pushes, shares)
 
 
-def _agreed_pushes(agreed: _Agreement, rank: int, device: torch.device, dtype: torch.dtype) -> Pushes | None:
-    pushes = agreed.on("push", lambda: Pushes(rank, dist.get_world_size(), device))
-    if pushes is None:
+def _proved(
+    agreed: _Agreement,
+    name: str,
+    make: Callable[[], Way],
+    rank: int,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+) -> Way | None:
+    """Make a way and try it with known numbers, after which a rank has waited for every other one."""
+    made = agreed.on(name, make)
+    if made is None:
         return None
-    tried = pushes
-    agreed.on("push", tried.reset)
-    return agreed.on("push", lambda: _proved_pushes(tried, rank, device, dtype))
+    way: Way = made
+    agreed.on(name, way.reset)
 
+    def prove() -> Way:
+        for num_bytes in way.probes:
+            for dtype in dtypes:
+                _prove(lambda part: way.sum(part, looks=PROBE_LOOKS), num_bytes, rank, device, dtype)
+        return way
 
-def _agreed_shares(agreed: _Agreement, rank: int, device: torch.device, dtype: torch.dtype) -> Shares | None:
-    shares = agreed.on("one shot", lambda: Shares(device))
-    if shares is None:
-        return None
-    tried = shares
-    return agreed.on("one shot", lambda: _proved_shares(tried, rank, device, dtype))
+    return agreed.on(name, prove)
 
 
 def _check_access(device: torch.device) -> bool:
     """Refuse a device that can read the memory of no other; whether it can read its peers' is found out later."""
+    size = dist.get_world_size()
+    if size not in RANKS:
+        raise ValueError(f"the kernels add up over {', '.join(map(str, RANKS))} ranks, not {size}")
     others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     if others and not any(torch.cuda.can_device_access_peer(device, other) for other in others):
         raise RuntimeError(f"{device} cannot read the memory of any other device")
     return True
 
 
-def _shared(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Any]:
-    """Allocate memory that all ranks can reach, and torch's handle for it; a collective call."""
+def _shared(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Allocate memory that all ranks can reach; a collective call.
+
+    Returns this rank's, that of all ranks as it is mapped here (for as long as these are kept), and where that begins:
+    (ranks,) int64 on the device.
+    """
     import torch.distributed._symmetric_memory as symmetric_memory  # noqa: PLC0415  torch names it so; GPUs alone have it
 
-    buffer = symmetric_memory.empty(*shape, dtype=dtype, device=device)
-    return buffer, symmetric_memory.rendezvous(buffer, _world())
+    own = symmetric_memory.empty(*shape, dtype=dtype, device=device)
+    own.zero_()
+    handle: Any = symmetric_memory.rendezvous(own, _world())
+    peers = [handle.get_buffer(rank, own.shape, dtype) for rank in range(dist.get_world_size())]
+    return own, peers, torch.tensor([peer.data_ptr() for peer in peers], device=device)
 
 
 def _world() -> dist.ProcessGroup:
@@ -190,29 +234,15 @@ def _world() -> dist.ProcessGroup:
     return group
 
 
-def _proved_pushes(pushes: Pushes, rank: int, device: torch.device, dtype: torch.dtype) -> Pushes:
-    for num_bytes in (ALIGNMENT_BYTES, PUSH_BYTES, 1 << 11, PUSH_BYTES, 1 << 11):
-        _prove(lambda part: pushes.sum(part, looks=PROBE_LOOKS), num_bytes, rank, device, dtype)
-    return pushes
-
-
-def _proved_shares(shares: Shares, rank: int, device: torch.device, dtype: torch.dtype) -> Shares:
-    for num_bytes in (ALIGNMENT_BYTES, ONE_SHOT_BYTES, 2 * ONE_SHOT_BYTES, SHARED_BYTES):
-        _prove(lambda part: shares.sum(part, keep=False), num_bytes, rank, device, dtype)
-    return shares
-
-
 def _prove(
     add_up: Callable[[Tensor], Tensor], num_bytes: int, rank: int, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Add up known numbers; a wrong sum is a RuntimeError, a kernel that does not come back a SystemError."""
     size = dist.get_world_size()
-    expected = size * (size + 1) / 2
-    for kind in (torch.float32, dtype):  # in one order on every rank
-        total = add_up(torch.full((num_bytes // kind.itemsize,), rank + 1.0, dtype=kind, device=device))
-        _wait_for(device)
-        if not bool((total == expected).all()):
-            raise RuntimeError(f"a sum of {num_bytes} bytes came out wrong")
+    total = add_up(torch.full((num_bytes // dtype.itemsize,), rank + 1.0, dtype=dtype, device=device))
+    _wait_for(device)
+    if not bool((total == size * (size + 1) / 2).all()):
+        raise RuntimeError(f"a sum of {num_bytes} bytes of {dtype} came out wrong")
 
 
 def _wait_for(device: torch.device) -> None:

@@ -3,19 +3,15 @@
 import pytest
 import torch
 
-from nanoinfer.execution.symmetric import (
-    ONE_SHOT_BYTES,
-    PUSH_BYTES,
-    SHARED_BYTES,
-    Pushes,
-    Shares,
-    SymmetricCollectives,
-    _Agreement,
-)
+from nanoinfer.execution.symmetric import PUSH_BYTES, Pushes, Shares, SymmetricCollectives, _Agreement
+
+SHARED_BYTES = 1 << 20
 
 
 class Recorded:
     """Collectives and ways that only tell who was asked; a sum over these ranks is the part itself."""
+
+    num_bytes = SHARED_BYTES
 
     def __init__(self, way, calls, takes=None):
         self.way, self.calls = way, calls
@@ -49,17 +45,18 @@ def way_of(num_bytes, dtype=torch.bfloat16, **open_ways):
     return calls[0]
 
 
-def test_the_smallest_sums_are_pushed_and_the_largest_left_to_the_library():
+def test_the_smallest_sums_are_pushed_and_larger_ones_shared():
     assert way_of(4) == way_of(PUSH_BYTES) == ("push", False)
-    assert way_of(PUSH_BYTES + 16) == way_of(ONE_SHOT_BYTES) == way_of(SHARED_BYTES) == ("share", True)
-    assert way_of(SHARED_BYTES + 16) == way_of(PUSH_BYTES + 8) == ("library", False)
+    assert way_of(PUSH_BYTES + 16) == way_of(SHARED_BYTES + 16) == ("share", True)
+    assert way_of(PUSH_BYTES + 16, torch.float16) == ("share", True)
 
 
 def test_what_a_way_cannot_do_goes_the_next_one():
     assert way_of(2, torch.float16) == ("library", False)  # half a word
-    assert way_of(64, torch.float16, shares=False) == ("push", False)
-    assert way_of(PUSH_BYTES + 16, torch.float16) == ("library", False)
+    assert way_of(PUSH_BYTES + 8) == ("library", False)  # half a load
     assert way_of(64, torch.int64) == ("library", False)
+    assert way_of(64, shares=False) == ("push", False)
+    assert way_of(PUSH_BYTES + 16, shares=False) == ("library", False)
     assert way_of(64, pushes=False) == ("share", True)
 
 
@@ -67,9 +64,41 @@ def test_only_sums_through_shared_memory_begin_there():
     _, ways = collectives()
     assert ways.workspace(4, 1024, torch.bfloat16) is None
     assert ways.workspace(256, 1024, torch.bfloat16).shape == (256, 1024)
-    assert ways.workspace(16384, 1024, torch.bfloat16) is None
+    assert ways.workspace(512, 1024, torch.bfloat16).shape == (512, 1024)
+    assert ways.workspace(513, 1024, torch.bfloat16) is None  # goes in pieces
     _, ways = collectives(shares=False)
     assert ways.workspace(256, 1024, torch.bfloat16) is None
+
+
+def shares_of(num_bytes):
+    """Shares of one rank, whose kernel is told to double what it is given, in the buffer."""
+    shares = Shares.__new__(Shares)
+    shares.num_bytes, shares._rank = num_bytes, 0
+    shares._buffer = torch.zeros(num_bytes, dtype=torch.uint8)
+    shares._addresses = shares._flags = shares._flag_addresses = shares._counts = None
+
+    def double(part, *_, rank):
+        assert rank == 0
+        assert part.data_ptr() == shares._buffer.data_ptr()
+        part.mul_(2)
+
+    shares._kernel = double
+    return shares
+
+
+def test_a_sum_lies_in_shared_memory_unless_it_is_kept():
+    shares, x = shares_of(64), torch.arange(8.0)
+    total, kept = shares.sum(x), shares.sum(x, keep=True)
+    assert total.data_ptr() == shares._buffer.data_ptr() != kept.data_ptr()
+    assert kept.tolist() == total.tolist() == (2 * x).tolist()
+    part = shares.place((2, 4), torch.float32)
+    part.copy_(x.view(2, 4))
+    assert shares.sum(part).tolist() == (2 * x).view(2, 4).tolist()
+
+
+def test_a_message_longer_than_the_place_goes_in_pieces():
+    x = torch.arange(22.0, dtype=torch.float16).view(2, 11)
+    assert shares_of(16).sum(x).tolist() == (2 * x).tolist()
 
 
 class Votes:
