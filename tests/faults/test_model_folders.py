@@ -143,6 +143,7 @@ def test_random_weights_do_not_stand_in_for_shards_that_are_missing(folder, tmp_
         "model.bin",
         "a\0.safetensors",
         "model.safetensors\n",
+        "1" * 5000 + ".safetensors",
     ],
 )
 def test_an_index_cannot_lead_out_of_its_folder(folder, name):

@@ -1,6 +1,7 @@
 """A short soak on the CPU, and that a soak sees what it is made to see."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -14,7 +15,19 @@ def test_a_few_seconds_of_random_requests_leak_nothing_and_change_no_token(folde
     assert seen.faults == []
     assert seen.leaks() == []
     assert seen.counts.shifts == len(seen.readings) == soak.MIN_SHIFTS
-    assert min(seen.counts.finished, seen.counts.compared, seen.counts.compared_tokens) > 0
+    assert min(seen.counts.finished, seen.counts.compared, seen.counts.compared_tokens, seen.counts.mixed_steps) > 0
+
+
+def test_without_a_model_folder_random_weights_are_soaked_and_text_stops_and_varies(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "MAX_SAMPLED", 4)
+    monkeypatch.setattr(soak, "MIN_SHIFTS", 1)
+    (tmp_path / "config.json").write_text(json.dumps(soak.MODEL), encoding="utf-8")
+    seen = soak.soak_engines(tmp_path, minutes=1 / 60)
+    assert seen.faults == []
+    asked = soak.SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    with LLM(str(tmp_path), weights="synthetic", device="cpu", max_model_len=64, max_num_seqs=2) as llm:
+        outputs = llm.generate([[1, 2, 3], [700, 2]], asked)
+    assert all(len(set(output.token_ids)) > 10 for output in outputs)
 
 
 def test_a_changed_token_and_a_missing_one_are_seen(folder):
@@ -30,10 +43,21 @@ def test_a_changed_token_and_a_missing_one_are_seen(folder):
 
 
 def test_an_open_file_and_a_thread_more_are_leaks():
-    seen = soak.Soak(readings=[soak.reading("cpu")])
+    seen = soak.Soak(readings=[{}, soak.reading("cpu")])
     with open(__file__, "rb"):  # noqa: PTH123  whatever keeps a descriptor
         seen.readings.append(soak.reading("cpu"))
     assert seen.leaks() == ["open_files grew by 1"]
+
+
+def test_what_a_soak_never_did_is_told():
+    seen = soak.Soak(counts=soak.Counts(**dict.fromkeys(asdict(soak.Counts()), 1)))
+    assert seen.missed(device="cuda:0", dtype="float32") == []
+    seen.counts.graph_steps = seen.counts.compared = 0
+    assert seen.missed(device="cuda:0", dtype="float32") == [
+        "graph_steps is 0: soak longer",
+        "compared is 0: soak longer",
+    ]
+    assert seen.missed(device="cpu", dtype="bfloat16") == []
 
 
 def test_a_block_that_is_not_given_back_is_seen(folder):

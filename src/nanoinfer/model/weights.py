@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from nanoinfer.model.destinations import Destination
 
 _NAMES_SHOWN = 8
-_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no way up
+# A plain file name: no folder, no way up, and no more than the 255 bytes that a file system takes.
+_SHARD = re.compile(r"[\w-][\w.-]{0,242}\.safetensors", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BIAS_STD = 0.02
 
