@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -302,9 +303,9 @@ class TestSharedProcesses:
     """A paired test and the points of its sweep: one process a round, an attempt of its own for each unit."""
 
     @staticmethod
-    def family(fake, *points):
+    def family(fake, *points, **options):
         axis = Axis("batch", (Measure("total_time"),), points)
-        test = replace(fake.experiment("2.1", paired=True), sweep=(axis,))
+        test = replace(fake.experiment("2.1", paired=True, **options), sweep=(axis,))
         return (test, *points_of(test))
 
     @staticmethod
@@ -357,6 +358,31 @@ class TestSharedProcesses:
             assert len(rates) == 1
             assert (rates != {None}) == (attempt.test_id == "2.1@load-50")
             assert all(rate is None or rate > 0 for rate in rates)
+
+    def test_what_was_measured_before_an_interrupt_is_kept_and_resume_measures_the_rest(self, fake, tmp_path):
+        run = fake.make_run(tmp_path, list(self.family(fake, self.point("few", 2), pace_s=0.1)))
+        run = replace(run, plan=run.plan.model_copy(update={"units": run.plan.units[:2]}))
+        pressed = Thread(target=self.press_ctrl_c_after_a_result, args=(tmp_path,))
+        with start(run) as ledger:
+            pressed.start()
+            with pytest.raises(KeyboardInterrupt):
+                execute(run, ledger, fake.Silent())
+        pressed.join()
+        first, second = run.plan.units
+        assert [(one.unit_id, one.reason) for one in attempts(tmp_path)] == [
+            (first.unit_id, None),
+            (second.unit_id, INTERRUPTED),
+        ]
+        with resume(run) as ledger:
+            execute(run, ledger, fake.Silent())
+            assert failed_units(run.plan, ledger) == ()
+        assert [one.unit_id for one in attempts(tmp_path)] == [first.unit_id, second.unit_id, second.unit_id]
+        assert list(tmp_path.glob(".result-*")) == []
+
+    @staticmethod
+    def press_ctrl_c_after_a_result(directory):
+        wait_for(lambda: any(directory.glob(".result-*")))
+        os.kill(os.getpid(), signal.SIGINT)
 
     def test_every_unit_under_way_is_remembered_when_the_run_is_killed(self, fake, tmp_path):
         run = fake.make_run(tmp_path, list(self.family(fake, self.point("few", 2))))

@@ -292,7 +292,7 @@ def _attempt(units: Sequence[UnitPlan], run: Run, ledger: Ledger, progress: Prog
         else:
             outcomes = _measure(units, numbers, run, interrupts)
     except KeyboardInterrupt as error:
-        interrupt, outcomes = error, [_failure(INTERRUPTED)] * len(units)
+        interrupt, outcomes = error, [_before_interrupt(unit, numbers[unit.unit_id], run) for unit in units]
     judged = [
         _judged_by_machine(outcome, run.plan, ledger) if isinstance(outcome, WorkerResult) else outcome
         for outcome in outcomes
@@ -364,24 +364,29 @@ def _failure(reason: str) -> WorkerResult:
 def _measure(
     units: Sequence[UnitPlan], numbers: Mapping[str, int], run: Run, interrupts: Interrupts
 ) -> list[WorkerResult]:
-    """Start the worker for the units of one process and read its results."""
+    """Start the worker for the units of one process and read its results; an interrupt leaves those that are there."""
     tests = {test.test_id: test for test in run.plan.tests}
-    files = [run.directory / f".result-{unit.unit_id}-{numbers[unit.unit_id]}.json" for unit in units]
+    files = [_result_file(unit, numbers[unit.unit_id], run) for unit in units]
     requests = [_worker_request(unit, tests[unit.test_id], run, file) for unit, file in zip(units, files, strict=True)]
     command = [sys.executable, "-m", "touchstone.running.worker"]
     timeout_s = unit_timeout_s(run.plan) * len(units)
     log = _log_path(run, units[0].unit_id, numbers[units[0].unit_id])
     stdin = canonical_json(WorkerRequests(requests=tuple(requests)))
-    try:
-        status = run_process(command, stdin, log, timeout_s, _worker_environment(run.plan), interrupts)
-    except KeyboardInterrupt:
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
+    status = run_process(command, stdin, log, timeout_s, _worker_environment(run.plan), interrupts)
     if status == STORAGE_FAILED:
         where = str(run.directory)
         raise StorageError(errno.EIO, f"a process could not write its files; logs/{log.name} says why", where)
     return [_read_result(file, status, log, timeout_s) for file in files]
+
+
+def _result_file(unit: UnitPlan, number: int, run: Run) -> Path:
+    return run.directory / f".result-{unit.unit_id}-{number}.json"
+
+
+def _before_interrupt(unit: UnitPlan, number: int, run: Run) -> WorkerResult:
+    """Keep what a unit of the interrupted process had handed over already; it is whole, and measured like any other."""
+    result_file = _result_file(unit, number, run)
+    return _read_result(result_file, 0, result_file, 0) if result_file.exists() else _failure(INTERRUPTED)
 
 
 def _read_result(result_file: Path, status: int | None, log: Path, timeout_s: float) -> WorkerResult:

@@ -24,6 +24,7 @@ from touchstone.engines.registry import build_engine
 from touchstone.records import (
     ArmSpec,
     Canary,
+    CanaryReading,
     DeviceWork,
     EngineFacts,
     Measurement,
@@ -254,12 +255,14 @@ def _arm_spec(request: WorkerRequest, arm: str) -> ArmSpec:
 class _Bench:
     """Times single runs, each between two canary readings and under telemetry. `facts` are what the engines say.
 
-    `reason` says why the first run that was not the work asked for was not; None while all were.
+    The reading after a run is also the one before the next. `reason` says why the first run that was not the work asked
+    for was not; None while all were.
     """
 
     def __init__(self, request: WorkerRequest, engines: Mapping[str, Engine], canaries: MachineCanaries | None) -> None:
         self.reason: str | None = None
         self._request, self._engines, self._canaries = request, engines, canaries
+        self._readings: tuple[CanaryReading, ...] = ()
         self._gpus = _gpu_uuids(request.device)
         self._rate = _request_rate(request, engines)
         self._workload = at_rate(request.workload, self._rate)
@@ -272,11 +275,11 @@ class _Bench:
         gc.collect()  # what the run before left behind is not this run's to sweep up
         started_at = utc_now()
         num_gpus = _arm_spec(request, arm).num_gpus
-        before = self._canaries.read(num_gpus) if self._canaries else ()
+        before = self._readings if len(self._readings) == num_gpus else self._read(num_gpus)
         with TelemetrySampler(self._gpus[:num_gpus]) as telemetry:
             trace = engine.generate(prompts, concurrency=request.workload.concurrency)
-        after = self._canaries.read(num_gpus) if self._canaries else ()
-        canaries = [Canary(before=one, after=other) for one, other in zip(before, after, strict=True)]
+        self._readings = self._read(num_gpus)
+        canaries = [Canary(before=one, after=other) for one, other in zip(before, self._readings, strict=True)]
         if (wrong := what_is_wrong(trace, prompts)) is not None:
             self.reason = self.reason or f"run {position} of arm {arm!r}: {wrong}"
         return Measurement(
@@ -295,6 +298,9 @@ class _Bench:
             request_rate_per_s=self._rate,
             graphs=self.facts[arm].graphs,
         )
+
+    def _read(self, num_gpus: int) -> tuple[CanaryReading, ...]:
+        return self._canaries.read(num_gpus) if self._canaries else ()
 
     def time_again(self, last: Measurement) -> Measurement:
         """Run the last run's prompts once more on the same engine, which has just answered them."""
