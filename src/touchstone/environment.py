@@ -17,6 +17,7 @@ import pynvml
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.clock_use import clock_use
 from touchstone.records import Environment, Gpu, Hardware, Software, Source
+from touchstone.source_tree import read_stamp, tree_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -271,14 +272,15 @@ def _installed_packages() -> Iterator[tuple[str, str]]:
 
 
 def capture_source(repository: Path, *, output: Path | None = None) -> Source:
-    """Tell commit, dirtiness and pins of a tree; outside a git repository the commit is None and nothing is guessed.
+    """Tell commit, dirtiness and pins of a tree: a git repository, or what `git archive` made of one.
 
-    The difference that is hashed is `git diff HEAD` and the content of every untracked file that git does not ignore.
+    Elsewhere the commit is None and nothing is guessed. The difference that is hashed is `git diff HEAD` and the
+    content of every untracked file that git does not ignore; without git it is the hash of the tree as it is.
     """
     lock_sha256 = _lock_sha256(repository)
     commit = _git(repository, "rev-parse", "HEAD")
     if commit is None:
-        return Source(commit=None, dirty=None, diff_sha256=None, lock_sha256=lock_sha256, clock=clock_use())
+        return _archived_source(repository, output, lock_sha256)
     scope = _scope(repository, output)
     changes = (_git(repository, "diff", "HEAD", *scope) or b"") + b"".join(_untracked(repository, scope))
     return Source(
@@ -288,6 +290,26 @@ def capture_source(repository: Path, *, output: Path | None = None) -> Source:
         lock_sha256=lock_sha256,
         clock=clock_use(),
     )
+
+
+def _archived_source(folder: Path, output: Path | None, lock_sha256: str | None) -> Source:
+    """Tell what the stamp of `git archive` says, and whether the files are still those of its commit."""
+    stamp = read_stamp(folder)
+    if stamp is None:
+        return Source(commit=None, dirty=None, diff_sha256=None, lock_sha256=lock_sha256, clock=clock_use())
+    tree = tree_hash(folder, None if output is None else output.resolve())
+    return Source(
+        commit=stamp.commit,
+        dirty=tree != stamp.tree,
+        diff_sha256=None if tree == stamp.tree else sha256_hex(tree.encode()),
+        lock_sha256=lock_sha256,
+        clock=clock_use(),
+    )
+
+
+def has_commit(commit: str, repository: Path = REPOSITORY) -> bool:
+    """Tell whether a commit is the repository's present one or lies behind it."""
+    return _git(repository, "merge-base", "--is-ancestor", commit, "HEAD") is not None
 
 
 def _scope(repository: Path, output: Path | None) -> tuple[str, ...]:
@@ -329,7 +351,10 @@ def _lock_sha256(repository: Path) -> str | None:
 
 def _tree_reasons(source: Source) -> Iterator[str]:
     if source.commit is None:
-        yield "the source tree is no git repository, so no commit can be recorded; run from a clone"
+        yield (
+            "the source tree is no git repository and has no stamp of `git archive`, so no commit can be recorded; "
+            "run from a clone, or from an archive of a commit"
+        )
     elif source.dirty:
         yield "the git tree has uncommitted changes; commit them first"
 

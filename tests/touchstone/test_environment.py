@@ -1,4 +1,6 @@
+import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from touchstone.environment import (
     cpu_model,
     differences,
     gate,
+    has_commit,
     usable_memory_bytes,
     usable_threads,
 )
+from touchstone.source_tree import STAMP, read_stamp
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +137,64 @@ class TestSource:
     def test_outside_a_repository_nothing_is_guessed(self, tmp_path):
         source = capture_source(tmp_path)
         assert (source.commit, source.dirty, source.lock_sha256) == (None, None, None)
+
+
+class TestAnArchiveOfACommit:
+    """What `git archive` makes of a commit, on a machine without git."""
+
+    @pytest.fixture
+    def archived(self, repository, tmp_path):
+        root = Path(__file__).resolve().parents[2]
+        for name in (STAMP, ".gitattributes", ".gitignore"):
+            write(repository / name, (root / name).read_text())
+        write(repository / "tools" / "run.sh", "exit 0\n")
+        write(repository / "tools-b", "sorted between a file and a folder\n")
+        (repository / "tools" / "run.sh").chmod(0o755)
+        (repository / "link").symlink_to("code.py")
+        git(repository, "add", ".")
+        git(repository, "commit", "-q", "-m", "more")
+        folder = tmp_path / "unpacked"
+        folder.mkdir()
+        git(repository, "archive", "--output", tmp_path / "tree.tar", "HEAD")
+        with tarfile.open(tmp_path / "tree.tar") as archive:
+            archive.extractall(folder, filter="data")
+        return folder
+
+    def test_it_is_known_as_the_commit_that_a_clone_would_be(self, archived, repository):
+        assert capture_source(archived) == capture_source(repository)
+        assert capture_source(archived).dirty is False
+
+    def test_what_git_ignores_and_the_runs_own_folder_do_not_make_it_dirty(self, archived):
+        for name in ("src/__pycache__/x.pyc", "results/smoke/ledger.jsonl", ".venv/bin/python", ".coverage.1", "p/l"):
+            write(archived / name, "x")
+        (archived / "empty").mkdir()
+        assert capture_source(archived, output=archived / "p").dirty is False
+
+    @pytest.mark.parametrize("name", ["code.py", "new.py", "tools/results/new.py", STAMP])
+    def test_a_changed_or_added_file_makes_it_dirty(self, archived, name):
+        write(archived / name, f"commit {'1' * 40}\ntree {'2' * 40}\n")
+        changed = capture_source(archived)
+        assert changed.dirty
+        assert changed.diff_sha256 is not None
+        assert changed.commit == ("1" * 40 if name == STAMP else read_stamp(archived).commit)
+
+    def test_a_file_that_may_be_run_no_more_makes_it_dirty(self, archived):
+        (archived / "tools" / "run.sh").chmod(0o644)
+        assert capture_source(archived).dirty
+
+    def test_a_stamp_that_was_not_filled_in_tells_nothing(self, archived):
+        shutil.copyfile(Path(__file__).resolve().parents[2] / STAMP, archived / STAMP)
+        assert (read_stamp(archived), capture_source(archived).commit) == (None, None)
+
+
+def test_a_commit_is_the_repositorys_own_if_it_lies_behind_the_present_one(repository):
+    first = capture_source(repository).commit
+    git(repository, "commit", "-q", "--allow-empty", "-m", "later")
+    later = capture_source(repository).commit
+    git(repository, "reset", "-q", "--hard", first)
+    assert has_commit(first, repository)
+    assert not has_commit(later, repository)
+    assert not has_commit("0" * 40, repository)
 
 
 class TestGate:

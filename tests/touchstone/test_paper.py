@@ -18,6 +18,7 @@ from touchstone.reporting.report import write_report
 from touchstone.verify import custody
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "0" * 40
 DOCUMENTS = tuple(name for name, _, _ in papers.DOCUMENTS)
 
 
@@ -176,12 +177,14 @@ def planned(monkeypatch, **changes):
     def changed(*arguments):
         run = read(*arguments)
         plan = run.plan.model_copy(update={"profile": changes.get("profile", "paper")})
-        source = run.environment.source.model_copy(update={"dirty": changes.get("dirty", False)})
+        asked = {"dirty": changes.get("dirty", False), "commit": changes.get("commit", COMMIT)}
+        source = run.environment.source.model_copy(update=asked)
         environment = run.environment.model_copy(update={"source": source})
         entries = run.entries[: changes.get("entries", len(run.entries))]
         return SimpleNamespace(entries=entries, plan=plan, environment=environment, attempts=run.attempts)
 
     monkeypatch.setattr(papers, "load_run", changed)
+    monkeypatch.setattr(papers, "has_commit", lambda commit: commit == COMMIT)
 
 
 def test_taking_a_run_over_copies_the_ledger_packs_the_traces_and_leaves_the_rest(sample, tmp_path, monkeypatch):
@@ -230,6 +233,8 @@ def test_a_trace_that_lies_there_twice_is_one_too_many(sample, tmp_path, monkeyp
         ({"profile": "smoke"}, r"is a smoke run; the paper is made from `touchstone run --profile paper`"),
         ({"dirty": True}, r"uncommitted changes"),
         ({"dirty": None}, r"uncommitted changes"),
+        ({"commit": None}, r"no commit says what ran"),
+        ({"commit": "1" * 40}, r"at commit 1{40}, which is not in this repository's history"),
         ({"entries": -1}, r"has not come to its end"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from touchstone.analysis.results import write_results
 from touchstone.canonical import atomic_write
+from touchstone.environment import has_commit
 from touchstone.ledger import LEDGER_NAME
 from touchstone.records import RunEvent
 from touchstone.reporting.errors import ReportError
@@ -132,8 +133,14 @@ def _check(run: Run, run_dir: Path) -> None:
         raise PaperError(
             f"{run_dir} is a {run.plan.profile} run; the paper is made from `touchstone run --profile {PROFILE}`"
         )
-    if run.environment.source.dirty is not False:
+    source = run.environment.source
+    if source.dirty is not False or source.commit is None:
         raise PaperError(f"{run_dir} was measured with uncommitted changes, so that no commit says what ran")
+    if not has_commit(source.commit):
+        raise PaperError(
+            f"{run_dir} was measured at commit {source.commit}, which is not in this repository's history; "
+            "check out a branch that holds it"
+        )
 
 
 def _traces(run: Run) -> Iterable[str]:
