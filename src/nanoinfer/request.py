@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from nanoinfer.fields import wrong_type
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+# Outside of these, logits divided by the temperature are no longer numbers of float32.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-6, 1e6
 
 
 class RequestError(ValueError):
@@ -49,15 +55,20 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
-        if not (0.0 <= self.temperature < float("inf")):
-            raise RequestError(f"temperature is {self.temperature}; use 0 for greedy or a positive number")
+        if (fault := wrong_type(self)) is not None:
+            raise RequestError(fault)
+        if not (self.is_greedy or _LOWEST_TEMPERATURE <= self.temperature <= _HIGHEST_TEMPERATURE):
+            raise RequestError(
+                f"temperature is {self.temperature}; use 0 for greedy or a number from {_LOWEST_TEMPERATURE:g} to "
+                f"{_HIGHEST_TEMPERATURE:g}"
+            )
         if self.top_p is not None and not (0.0 < self.top_p <= 1.0):
             raise RequestError(f"top_p is {self.top_p}; use a number above 0 and at most 1, or None for no limit")
         if self.top_k is not None and self.top_k < 1:
             raise RequestError(f"top_k is {self.top_k}; use at least 1, or None for no limit")
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}; ask for at least 1 token")
-        if self.seed is not None and not (0 <= self.seed < 2**63):
+        if self.seed is not None and self.seed < 0:
             raise RequestError(f"seed is {self.seed}; use an integer from 0 to 2**63 - 1, or None")
 
     @property

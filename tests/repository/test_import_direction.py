@@ -17,7 +17,7 @@ PACKAGES = ("nanoinfer", "touchstone")
 ENGINES = {"nanoinfer", "nanovllm", "vllm", "sglang"}
 DEVICE_LIBRARIES = {"torch", "triton", "transformers", "safetensors", "tokenizers"}
 ENGINE_LAYERS = (
-    ("config", "request"),
+    ("fields", "config", "request"),
     ("kvcache",),
     ("scheduling",),
     ("execution",),
