@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter_ns
@@ -24,7 +25,7 @@ from nanoinfer.request import RequestError, RequestOutput, SamplingParams
 from nanoinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from nanoinfer.engine import Engine
@@ -149,7 +150,7 @@ class LLM:
         """
         if self._engine.has_unfinished:
             raise RequestError("requests added before are unfinished; `step` them to their end or `cancel` them first")
-        listed: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
+        listed = _listed(prompts)
         settings = _one_for_each(listed, sampling_params)
         arrivals_ns = _arrivals_ns(listed, arrival_s)
         ids = [self._token_ids(prompt) for prompt in listed]
@@ -197,7 +198,8 @@ class LLM:
     ) -> int:
         """Queue a request and return its number. `arrival_ns` is a `perf_counter_ns` reading, by default now."""
         now_ns = perf_counter_ns() if arrival_ns is None else arrival_ns
-        request = self._engine.make_request(self._token_ids(prompt), sampling_params or SamplingParams(), now_ns)
+        (sampling,) = _one_for_each([prompt], sampling_params)
+        request = self._engine.make_request(self._token_ids(prompt), sampling, now_ns)
         self._engine.add(request)
         return request.request_id
 
@@ -274,6 +276,15 @@ class LLM:
         self.close()
 
 
+def _listed(prompts: str | Sequence[str | Sequence[int]]) -> Sequence[str | Sequence[int]]:
+    if isinstance(prompts, str):
+        return [prompts]
+    try:
+        return list(prompts)
+    except TypeError:
+        raise RequestError(f"prompts is {prompts!r}; give a text, or a list of texts and token id lists") from None
+
+
 def _one_for_each(
     prompts: Sequence[object], sampling_params: SamplingParams | Sequence[SamplingParams] | None
 ) -> Sequence[SamplingParams]:
@@ -281,6 +292,8 @@ def _one_for_each(
         sampling_params = SamplingParams()
     if isinstance(sampling_params, SamplingParams):
         return [sampling_params] * len(prompts)
+    if not isinstance(sampling_params, Sequence) or not all(isinstance(one, SamplingParams) for one in sampling_params):
+        raise RequestError(f"sampling_params is {sampling_params!r}; give SamplingParams, one for all or one a prompt")
     if len(sampling_params) != len(prompts):
         raise RequestError(
             f"there are {len(prompts)} prompts but {len(sampling_params)} sampling_params; give one each"
@@ -293,8 +306,9 @@ def _arrivals_ns(prompts: Sequence[object], arrival_s: Sequence[float] | None) -
         return [0] * len(prompts)
     if len(arrival_s) != len(prompts):
         raise RequestError(f"there are {len(prompts)} prompts but {len(arrival_s)} arrival times; give one each")
-    if any(not 0 <= arrival < float("inf") for arrival in arrival_s):
-        raise RequestError(f"arrival_s holds {min(arrival_s)}; arrivals are seconds from now, 0 or later")
+    for arrival in arrival_s:
+        if not isinstance(arrival, int | float) or not 0 <= arrival < float("inf"):
+            raise RequestError(f"arrival_s holds {arrival!r}; arrivals are seconds from now, 0 or later")
     return [round(arrival * 1e9) for arrival in arrival_s]
 
 

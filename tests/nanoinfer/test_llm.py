@@ -225,6 +225,37 @@ def test_lists_of_other_lengths_than_the_prompts_are_refused(llm):
         llm.generate([[1], [2]], GREEDY, arrival_s=[0, -0.5])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((7,), "prompts is 7; give a text, or a list"),
+        ((None,), "prompts is None; give a text, or a list"),
+        (([1, 2],), "a prompt is 1; give a text or a list of token ids"),
+        (([None],), "a prompt is None; give a text or a list of token ids"),
+        (([[1.5]],), r"a prompt is \[1.5\]; give a text or a list of token ids"),
+        (([[1]], {"temperature": 0}), "sampling_params is {'temperature': 0}; give SamplingParams"),
+        (([[1]], 3), "sampling_params is 3; give SamplingParams"),
+        (([[1], [2]], [GREEDY, None]), "None.*; give SamplingParams, one for all or one a prompt"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_before_anything_runs(llm, arguments, message):
+    with pytest.raises(RequestError, match=message):
+        llm.generate(*arguments)
+    assert not llm.has_unfinished
+
+
+def test_one_request_with_settings_of_another_kind_is_refused(llm):
+    with pytest.raises(RequestError, match=r"sampling_params is 0\.5; give SamplingParams"):
+        llm.add_request([1], 0.5)
+    assert not llm.has_unfinished
+
+
+@pytest.mark.parametrize("arrival", ["1", None, float("nan"), float("inf"), -1])
+def test_an_arrival_that_is_no_moment_to_come_is_refused(llm, arrival):
+    with pytest.raises(RequestError, match=f"arrival_s holds {arrival!r}; arrivals are seconds from now"):
+        llm.generate([[1], [2]], GREEDY, arrival_s=[0, arrival])
+
+
 def test_generate_refuses_to_swallow_requests_added_before(llm):
     request_id = llm.add_request([1], GREEDY)
     with pytest.raises(RequestError, match="unfinished"):
