@@ -1,12 +1,13 @@
 """Several engines behind one front door: each in a process of its own, with its own model, scheduler and KV cache.
 
-The front door numbers requests, sends each to the engine with the least to do, and gathers what comes back. Messages
-are one a request on the way in; on the way back one a step that ends requests, and now and then the tokens so far.
+The front door numbers requests, places each with the engine that has the least to do, and gathers what comes back.
+Requests travel together, as many as fill a step; so do the tokens that come back now and then, and the requests that a
+step ends.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from nanoinfer.execution.profile import DeviceProfile
 from nanoinfer.execution.workers import Worker, WorkerError, Workers, spawn
 from nanoinfer.kvcache.cache import KVCache
 from nanoinfer.placement import Dispatcher
-from nanoinfer.results import STEP_FIELDS, Partial, step_facts, take_in_tokens
+from nanoinfer.results import STEP_FIELDS, Partial, pack_requests, step_facts, take_in_tokens
 from nanoinfer.scheduling import make_scheduler
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from nanoinfer.request import Request, RequestOutput, SamplingParams, StepFacts
 
 POLL_NS = 500_000_000
+
+
+@dataclass(slots=True)
+class _Parcel:
+    """Requests that are placed with an engine and not sent yet, and the tokens of their prompts."""
+
+    requests: list[Request] = field(default_factory=list)
+    num_tokens: int = 0
 
 
 class DataParallelEngine:
@@ -66,6 +75,8 @@ class DataParallelEngine:
         self.graphs = None if graphs is None else GraphFacts(**graphs)
         self._intake = Intake(_gauge(config, self._ready), model_config.vocab_size)
         self._dispatcher = Dispatcher(len(self._ready), config.placement, config.block_size)
+        self._full_step = config.max_num_batched_tokens
+        self._to_send = [_Parcel() for _ in self._ready]
         self._unfinished: dict[int, Partial] = {}
         self._finished: list[RequestOutput] = []
 
@@ -79,21 +90,21 @@ class DataParallelEngine:
         return self._intake.make_request(token_ids, sampling, arrival_ns)
 
     def add(self, request: Request) -> None:
-        """Send a request made by `make_request` to an engine."""
+        """Place a request made by `make_request`; it is sent at the next `step`, or when as many as fill one wait."""
         index = self._dispatcher.place(request)
         self._unfinished[request.request_id] = Partial(request)
-        facts = {
-            "request_id": request.request_id,
-            "arrival_ns": request.arrival_ns + self._clock_offsets_ns[index],
-            "sampling": asdict(request.sampling),
-        }
-        self._workers.send(index, Kind.ADD, facts, torch.tensor(request.token_ids))
+        parcel = self._to_send[index]
+        parcel.requests.append(request)
+        parcel.num_tokens += request.num_prompt_tokens
+        if parcel.num_tokens >= self._full_step:
+            self._send(index)
 
     def cancel(self, request_id: int) -> RequestOutput | None:
         """End a request now and return what it has so far; None when no such request is unfinished."""
         index = self._dispatcher.engine_of(request_id)
         if index is None:
             return None
+        self._send(index)
         self._workers.send(index, Kind.CANCEL, {"request_id": request_id})
         self._outputs(index, self._answer(index, Kind.CANCELLED))
         found = [output for output in self._finished if output.request_id == request_id]
@@ -102,6 +113,8 @@ class DataParallelEngine:
 
     def step(self, until_ns: int | None = None) -> list[RequestOutput]:
         """Wait until requests finish, or until a host reading, and return those that did."""
+        for index in self._each_engine():
+            self._send(index)
         while self._unfinished and not self._finished:
             now_ns = perf_counter_ns()
             left_ns = POLL_NS if until_ns is None else until_ns - now_ns
@@ -160,6 +173,13 @@ class DataParallelEngine:
     def close(self) -> None:
         """End all engines."""
         self._workers.close()
+
+    def _send(self, index: int) -> None:
+        """Send the requests that wait for an engine."""
+        requests = self._to_send[index].requests
+        if requests:
+            self._to_send[index] = _Parcel()
+            self._workers.send(index, Kind.ADD, *pack_requests(requests, self._clock_offsets_ns[index]))
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 

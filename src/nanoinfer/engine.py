@@ -126,6 +126,10 @@ class Engine:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def step(self, until_ns: int | None = None) -> list[RequestOutput]:  # noqa: ARG002  a step is short: it never waits
+        """Do what `advance` does and return the results of the requests that it finished."""
+        return [request_output(request) for request in self.advance()]
+
+    def advance(self) -> list[Request]:
         """Launch the next step, commit the oldest one in flight, and return the requests that it finished.
 
         An error, or an interrupt, ends all requests: blocks were promised to hold what was perhaps never computed, and
@@ -135,11 +139,10 @@ class Engine:
             launched = self._launch()
             if not self._in_flight or (launched and len(self._in_flight) < self.depth):
                 return []
-            finished = self._commit()
+            return self._commit()
         except BaseException:
             self._start_over()
             raise
-        return [request_output(request) for request in finished]
 
     def _launch(self) -> bool:
         """Plan and launch one step; False when nothing can be planned now."""

@@ -16,17 +16,15 @@ from nanoinfer.execution.build import build_execution
 from nanoinfer.execution.channel import Kind
 from nanoinfer.execution.meeting import Meeting
 from nanoinfer.execution.remote import build_remote
+from nanoinfer.execution.serving import settle
 from nanoinfer.model.config import ModelConfig
-from nanoinfer.request import Request, SamplingParams
-from nanoinfer.results import end_to_end, pack_ends, step_integers
+from nanoinfer.results import end_to_end, pack_ends, step_integers, unpack_requests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
     from nanoinfer.execution.channel import Channel, Message
-    from nanoinfer.request import RequestOutput
+    from nanoinfer.request import Request
 
 PROGRESS_STEPS = 64
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -61,6 +59,7 @@ def serve_engine(channel: Channel, setup: Mapping[str, Any]) -> None:
         launched=None if meeting is None else Meeting(**meeting),
         name=setup["name"],
     )
+    settle()
     channel.send(Kind.READY, _engine_facts(engine))
     EngineServer(engine, channel).serve()
     engine.close()
@@ -104,18 +103,18 @@ class EngineServer:
                 if message.kind is Kind.CLOSE:
                     return
                 self._obey(message)
-            if finished := self.engine.step():
+            if finished := self.engine.advance():
                 self._send_ends(Kind.FINISHED, finished)
             num_steps += 1
             if num_steps % PROGRESS_STEPS == 0:
                 self._send_progress()
 
-    def _send_ends(self, kind: Kind, outputs: Sequence[RequestOutput]) -> None:
+    def _send_ends(self, kind: Kind, requests: Sequence[Request]) -> None:
         """Send what the front door does not have of requests that have ended."""
-        sent = [self._num_sent.pop(output.request_id) for output in outputs]
-        for output in outputs:
-            del self._requests[output.request_id]
-        self.channel.send(kind, *pack_ends(outputs, sent))
+        sent = [self._num_sent.pop(request.request_id) for request in requests]
+        for request in requests:
+            del self._requests[request.request_id]
+        self.channel.send(kind, *pack_ends(requests, sent))
 
     def _send_progress(self) -> None:
         """Send the tokens that are new since the last time."""
@@ -127,16 +126,18 @@ class EngineServer:
                 self._num_sent[number] = end
         if new:
             facts = {"requests": [{"request_id": number, "num_tokens": len(tokens)} for number, tokens, _ in new]}
-            self.channel.send(Kind.PROGRESS, facts, end_to_end([tokens for _, tokens, _ in new], [t for *_, t in new]))
+            self.channel.send(
+                Kind.PROGRESS, facts, end_to_end([*(tokens for _, tokens, _ in new), *(times for *_, times in new)])
+            )
 
     def _obey(self, message: Message) -> None:
         engine, facts = self.engine, message.facts
         match message.kind:
             case Kind.ADD:
-                self._add(_request(facts, message.integers))
+                self._add(unpack_requests(message))
             case Kind.CANCEL:
-                output = engine.cancel(facts["request_id"])
-                self._send_ends(Kind.CANCELLED, [] if output is None else [output])
+                number = facts["request_id"]
+                self._send_ends(Kind.CANCELLED, [self._requests[number]] if engine.cancel(number) else [])
             case Kind.STEP_FACTS:
                 rows = [step_integers(step) for step in engine.take_step_facts()]
                 self.channel.send(Kind.STEP_FACTS, integers=torch.tensor(rows, dtype=torch.int64).flatten())
@@ -157,12 +158,8 @@ class EngineServer:
             case _:
                 raise ValueError(f"an engine does not understand {message.kind.name}")
 
-    def _add(self, request: Request) -> None:
-        self.engine.add(request)
-        self._requests[request.request_id] = request
-        self._num_sent[request.request_id] = 0
-
-
-def _request(facts: Mapping[str, Any], token_ids: Tensor) -> Request:
-    sampling = SamplingParams(**facts["sampling"] | {"stop_token_ids": tuple(facts["sampling"]["stop_token_ids"])})
-    return Request(facts["request_id"], token_ids.tolist(), len(token_ids), sampling, facts["arrival_ns"])
+    def _add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.add(request)
+            self._requests[request.request_id] = request
+            self._num_sent[request.request_id] = 0

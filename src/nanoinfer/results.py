@@ -1,27 +1,65 @@
-"""What engines tell their front door, as integers: tokens and their times, requests that have ended, facts of steps."""
+"""What engines and their front door tell each other, as integers.
+
+On the way in requests; on the way back tokens and their times, requests that have ended, facts of steps.
+"""
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nanoinfer.request import FinishReason, RequestFacts, RequestOutput, StepFacts
+from nanoinfer.request import FinishReason, Request, RequestFacts, RequestOutput, SamplingParams, StepFacts
 from nanoinfer.scheduling.plan import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
     from nanoinfer.execution.channel import Message
-    from nanoinfer.request import Request
 
 _PHASES = tuple(phase.value for phase in Phase)
 _UNKNOWN = -1  # an integer that is None
+_REQUEST_FIELDS = 4
+
+
+def pack_requests(requests: Sequence[Request], clock_offset_ns: int) -> tuple[dict[str, Any], Tensor]:
+    """Lay requests out for an engine whose clock is so much ahead: settings, each once, then four integers a request.
+
+    Their prompts follow end to end.
+    """
+    numbers: dict[SamplingParams, int] = {}
+    rows = [
+        (
+            request.request_id,
+            request.arrival_ns + clock_offset_ns,
+            request.num_prompt_tokens,
+            numbers.setdefault(request.sampling, len(numbers)),
+        )
+        for request in requests
+    ]
+    facts = {"num_requests": len(rows), "samplings": [asdict(sampling) for sampling in numbers]}
+    return facts, end_to_end([*rows, *(request.token_ids for request in requests)])
+
+
+def unpack_requests(message: Message) -> list[Request]:
+    """Read back what `pack_requests` has laid out."""
+    samplings = [
+        SamplingParams(**facts | {"stop_token_ids": tuple(facts["stop_token_ids"])})
+        for facts in message.facts["samplings"]
+    ]
+    num_rows = _REQUEST_FIELDS * message.facts["num_requests"]
+    rows, token_ids = message.integers[:num_rows].view(-1, _REQUEST_FIELDS), message.integers[num_rows:].tolist()
+    requests, begin = [], 0
+    for number, arrival_ns, num_tokens, sampling in rows.tolist():
+        prompt = token_ids[begin : begin + num_tokens]
+        requests.append(Request(number, prompt, num_tokens, samplings[sampling], arrival_ns))
+        begin += num_tokens
+    return requests
 
 
 @dataclass(slots=True)
@@ -52,30 +90,30 @@ class Partial:
         )
 
 
-def pack_ends(outputs: Sequence[RequestOutput], num_sent: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+def pack_ends(requests: Sequence[Request], num_sent: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
     """Lay requests out that have ended: facts one by one, and end to end the tokens that were not sent before."""
     facts = {
         "requests": [
             {
-                "request_id": output.request_id,
-                "num_tokens": len(output.token_ids) - sent,
-                "finish_reason": output.finish_reason.value,
-                "scheduled_ns": output.facts.scheduled_ns,
-                "num_cached_tokens": output.facts.num_cached_tokens,
-                "num_preemptions": output.facts.num_preemptions,
+                "request_id": request.request_id,
+                "num_tokens": request.num_output_tokens - sent,
+                "finish_reason": (request.finish_reason or FinishReason.CANCELLED).value,
+                "scheduled_ns": request.scheduled_ns,
+                "num_cached_tokens": request.num_cached_tokens,
+                "num_preemptions": request.num_preemptions,
             }
-            for output, sent in zip(outputs, num_sent, strict=True)
+            for request, sent in zip(requests, num_sent, strict=True)
         ]
     }
-    tokens = [output.token_ids[sent:] for output, sent in zip(outputs, num_sent, strict=True)]
-    times = [output.facts.token_times_ns[sent:] for output, sent in zip(outputs, num_sent, strict=True)]
-    return facts, end_to_end(tokens, times)
+    pairs = list(zip(requests, num_sent, strict=True))
+    tokens = [request.token_ids[request.num_prompt_tokens + sent :] for request, sent in pairs]
+    return facts, end_to_end([*tokens, *(request.token_times_ns[sent:] for request, sent in pairs)])
 
 
-def end_to_end(tokens: Sequence[Sequence[int]], times_ns: Sequence[Sequence[int]]) -> Tensor:
-    """Lay out all tokens, then all their times."""
-    integers = array("q", chain.from_iterable(chain(tokens, times_ns)))
-    return torch.frombuffer(integers, dtype=torch.int64) if integers else torch.empty(0, dtype=torch.int64)
+def end_to_end(rows: Iterable[Sequence[int]]) -> Tensor:
+    """Lay rows of integers out one after the other."""
+    joined = bytearray().join(array("q", row) for row in rows)  # in half the time of one array from all integers
+    return torch.frombuffer(joined, dtype=torch.int64) if joined else torch.empty(0, dtype=torch.int64)
 
 
 def take_in_tokens(message: Message, partials: Mapping[int, Partial], clock_offset_ns: int) -> None:

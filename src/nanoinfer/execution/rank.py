@@ -18,7 +18,7 @@ from nanoinfer.execution.collectives import join
 from nanoinfer.execution.devices import device_bytes_in_use, resolve_device, resolve_dtype
 from nanoinfer.execution.meeting import Meeting
 from nanoinfer.execution.profile import Profiler
-from nanoinfer.execution.serving import report_failure
+from nanoinfer.execution.serving import report_failure, settle
 from nanoinfer.execution.wire import decode
 from nanoinfer.model.config import ModelConfig
 
@@ -50,6 +50,7 @@ def serve_rank(channel: Channel, setup: Mapping[str, Any]) -> None:
         largest_bytes=config.max_num_batched_tokens * model_config.hidden_size * dtype.itemsize,
     )
     execution = build_execution(config, model_config, folder, parallel)
+    settle()
     channel.send(Kind.READY, _facts(execution))
     channel.pin_memory = device.type == "cuda"
     runner = cast("Runner", execution.runner)
