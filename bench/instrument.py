@@ -5,7 +5,7 @@ Compare    A/A placebo: two engines of equal settings. Positive control: the sam
 Workload   short prompts and long outputs, so that a tenth more of them is a tenth more time; prefix cache off.
 Measure    wall-clock seconds, device idle at both ends, in blocks that run all arms forth and back.
 Derived    ratio of total times from one log-ratio a block; the last run of a process once more on the same prompts.
-Accept     placebo equivalent within the margin; control detected as slower; repeated prompts not > 10 % faster.
+Accept     placebo equivalent within the margin; control detected as slower; repeats save no more than 10 % of the time.
 """
 
 from touchstone.experiment import INSTRUMENT_TEST, Arm, Bilingual, Design, Experiment, Measure, Profile

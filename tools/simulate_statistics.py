@@ -3,7 +3,7 @@
     python tools/simulate_statistics.py                  1,000 experiments a row, printed
     python tools/simulate_statistics.py --write          the same, written between the markers of the document
 
-The functions under simulation are those of `touchstone.analysis.statistics`, called as the results call them. Process
+The functions under simulation are those of `touchstone.analysis`, called as the results call them. Process
 scores are 100 x exp(noise); "skewed" noise is exponential, shifted to median 0, so that slow outliers happen. Seeded:
 the same command prints the same tables.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from touchstone.analysis import repeats as repeated
 from touchstone.analysis import statistics as judged
 from touchstone.records import Verdict
 
@@ -125,6 +126,15 @@ def reproduction(rng: Generator, *, ratio: float, spread: float, reviewer: int =
     return judged.compare_with_paper(paper, [ratio * value for value in scores(rng, reviewer, spread)]).verdict
 
 
+def is_shown_cached(
+    rng: Generator, *, processes: int, runs: int, spread: float, saved: float = 0.0, skewed: bool = False
+) -> bool:
+    """Whether repeats that truly save this share of the time are said to come from a cache."""
+    noise = rng.exponential(1.0, (processes, runs + 1)) if skewed else rng.normal(0.0, 1.0, (processes, runs + 1))
+    fresh, again = spread * noise[:, :runs], spread * noise[:, runs] + np.log1p(-saved)
+    return repeated.saved_time([float(value) for value in fresh.mean(axis=1) - again]).shown_cached
+
+
 # --- the tables -----------------------------------------------------------------------------------------------------
 
 
@@ -201,14 +211,38 @@ def reviewer_table(rng: Generator, repeats: int) -> Table:
     return Table("Verdicts on a reviewer's run, margin ±5 %", header, tuple(rows))
 
 
+def repeats_table(rng: Generator, repeats: int) -> Table:
+    """How often repeated prompts are said to be answered from a cache, at the sizes of smoke, paper and quick."""
+
+    def shown(processes: int, runs: int, spread: float, saved: float, *, skewed: bool) -> str:
+        case = {"processes": processes, "runs": runs, "spread": spread, "saved": saved}
+        return per_cent(share(repeats, lambda: is_shown_cached(rng, **case, skewed=skewed)))
+
+    rows = tuple(
+        (
+            f"{processes} x {runs}",
+            per_cent(spread),
+            "skewed" if skewed else "normal",
+            *(shown(processes, runs, spread, saved, skewed=skewed) for saved in (0.0, 0.1, 0.2, 0.5, 0.9)),
+        )
+        for processes, runs in ((6, 12), (6, 2), (3, 2))
+        for spread, skewed in ((0.02, False), (0.2, False), (0.2, True))
+    )
+    header = ("processes x runs", "spread of a run", "noise", *(f"{saved} % saved" for saved in (0, 10, 20, 50, 90)))
+    return Table("Share in which repeated prompts are said to be cached", header, rows)
+
+
 def _shares(verdicts: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(per_cent(sum(verdict == name for verdict in verdicts) / len(verdicts)) for name in names)
+
+
+TABLES = (coverage_table, stability_table, ablation_table, reviewer_table, repeats_table)
 
 
 def simulate(repeats: int) -> str:
     """Run every table on one seeded stream."""
     rng = np.random.default_rng(SEED)
-    tables = (make(rng, repeats) for make in (coverage_table, stability_table, ablation_table, reviewer_table))
+    tables = (make(rng, repeats) for make in TABLES)
     return "\n\n".join(table.markdown() for table in tables)
 
 

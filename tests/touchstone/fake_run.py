@@ -37,7 +37,7 @@ def environment(**hardware):
     return Environment(**parts, fingerprint=sha256_hex(canonical_json(plain)))
 
 
-def experiment(plan_id, *, paired=False, **options):
+def experiment(plan_id, *, paired=False, repeat_last=False, **options):
     arms = (Arm("red", {"color": "red"}), Arm("blue", {"color": "blue"})) if paired else (Arm("default"),)
     return Experiment(
         plan_id=plan_id,
@@ -49,6 +49,7 @@ def experiment(plan_id, *, paired=False, **options):
         arms=arms,
         design=Design.PAIRED_BLOCKS if paired else Design.REPEATED,
         engine_options={Profile.SMOKE: options, Profile.QUICK: options, Profile.PAPER: options},
+        repeat_last=repeat_last,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
-from touchstone.analysis import plausibility, samples
+from touchstone.analysis import plausibility, repeats, samples
 from touchstone.analysis.formulas import BYTES_PER_GB, NS_PER_S, PERCENTILES
 from touchstone.analysis.metrics import DICTIONARY, SAMPLES
 from touchstone.analysis.prediction import hit_upper_bound
@@ -65,7 +65,7 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
         plausibility.scaling_within_ideal(test),
         plausibility.machine_steady(ledgered, test),
         plausibility.machine_undisturbed(ledgered.plan, test),
-        plausibility.repeated_prompts_not_faster(test),
+        repeats.repeated_prompts_not_faster(test),
     )
     found = (_attempts_accounted(test), _one_environment(ledgered, test), *over_runs, *paired, *over_test)
     return tuple(check for check in found if check is not None)

@@ -32,7 +32,6 @@ NS_PER_MS = 1_000_000
 MIN_ELAPSED_NS = 10_000
 # Device events and the host's clock are two oscillators, and an event is recorded some microseconds late.
 EVENT_SHARE, EVENT_NS = 1.01, 50_000
-MAX_CACHED_GAIN = 0.10  # repeated prompts may be so much faster than fresh ones with the cache off
 MAX_SCALING = 1.05  # rate(2p) <= 2 rate(p) x 1.05
 
 Finding = Bilingual | None
@@ -448,22 +447,6 @@ def machine_undisturbed(plan: RunPlan, test: TestRuns) -> Check | None:
 
 
 # --- the instrument -------------------------------------------------------------------------------------------------
-
-
-def repeated_prompts_not_faster(test: TestRuns) -> Check | None:
-    """Catch cached results: the last run of each process once more, on the same prompts, with the cache off."""
-    pairs = [(process.runs[-1].facts.trace, process.repeated) for process in test.processes]
-    gains = [1 - samples.window_ns(again) / samples.window_ns(fresh) for fresh, again in pairs if again is not None]
-    if not gains:
-        return None
-    gain = median(gains)
-    return Check(
-        id="repeated_prompts_not_faster",
-        passed=gain <= MAX_CACHED_GAIN,
-        detail=f"{len(gains)} repeats of the same prompts, cache off: {gain:+.1%} faster in the median, at most "
-        f"{MAX_CACHED_GAIN:.0%}",
-        detail_zh=f"缓存关闭时以相同提示重复 {len(gains)} 次：中位数快 {gain:+.1%}，上限 {MAX_CACHED_GAIN:.0%}",
-    )
 
 
 def instrument_checks(test: TestRuns, effects: Sequence[Effect]) -> tuple[Check, ...]:

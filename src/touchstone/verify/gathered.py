@@ -33,7 +33,7 @@ class TimedRun:
 
 @dataclass(frozen=True, slots=True)
 class TestEvidence:
-    """What the ledger holds about one planned test: its runs by process, and its attempts."""
+    """What the ledger holds about one planned test: its runs by process, the repeats by unit, and its attempts."""
 
     planned: Json
     units_of_arms: Mapping[str, int]
@@ -41,6 +41,7 @@ class TestEvidence:
     attempts: tuple[Json, ...]
     lines: tuple[int, ...]
     processes: tuple[tuple[TimedRun, ...], ...]
+    repeated: Mapping[str, Observation]
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -94,6 +95,11 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
         attempts=tuple(record.body for record in records),
         lines=tuple(record.line for record in records),
         processes=tuple(tuple(_runs(evidence, attempt, planned)) for attempt in chosen.values()),
+        repeated={
+            name: observe(evidence.traces[attempt["repeated"]["trace_sha256"]], attempt["repeated"], attempt["engine"])
+            for name, attempt in chosen.items()
+            if attempt.get("repeated") is not None
+        },
     )
 
 

@@ -17,6 +17,7 @@ from touchstone.verify.outcome import Fault, NotARunError, Outcome
 from touchstone.verify.payback import faults_of
 from touchstone.verify.peers import peer_faults
 from touchstone.verify.printed import Case, Report, language_faults, number_faults, prose_faults, root_hash_faults
+from touchstone.verify.repeats import repeat_faults
 from touchstone.verify.scaling import scaling_faults
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, rem
             *faults_of(tests, told),
             *scaling_faults(tests, experiments.get(told["test_id"]), told, case.results),
             *peer_faults(evidence, tests, experiments.get(told["test_id"]), told),
+            *repeat_faults(tests, told),
             *prose_faults(case, told),
         )
     ]
