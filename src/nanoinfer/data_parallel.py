@@ -144,7 +144,7 @@ class DataParallelEngine:
         found = []
         for index in self._each_engine():
             devices = self._answer(index, Kind.MEMORY).facts["devices"]
-            found += [DeviceMemory(one["device"], MemoryFacts(**one["facts"]), one["bytes_in_use"]) for one in devices]
+            found += [DeviceMemory(**one | {"facts": MemoryFacts(**one["facts"])}) for one in devices]
         return found
 
     def start_profile(self) -> None:

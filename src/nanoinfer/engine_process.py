@@ -14,6 +14,7 @@ from nanoinfer.config import EngineConfig
 from nanoinfer.engine import Engine
 from nanoinfer.execution.build import build_execution
 from nanoinfer.execution.channel import Kind
+from nanoinfer.execution.devices import device_bytes_in_use
 from nanoinfer.execution.meeting import Meeting
 from nanoinfer.execution.remote import build_remote
 from nanoinfer.execution.serving import settle
@@ -50,18 +51,19 @@ def start_engine(
 def serve_engine(channel: Channel, setup: Mapping[str, Any]) -> None:
     """Build an engine and let it work on what it is sent until told to close."""
     config, folder = EngineConfig(**setup["config"]), Path(setup["folder"])
-    meeting = setup["meeting"]
+    meeting, devices = setup["meeting"], [torch.device(device) for device in setup["devices"]]
+    bytes_before = device_bytes_in_use(devices[0]) if len(devices) == 1 else None
     engine = start_engine(
         config,
         ModelConfig.from_folder(folder),
         folder,
-        devices=[torch.device(device) for device in setup["devices"]],
+        devices=devices,
         launched=None if meeting is None else Meeting(**meeting),
         name=setup["name"],
     )
     settle()
     channel.send(Kind.READY, _engine_facts(engine))
-    EngineServer(engine, channel).serve()
+    EngineServer(engine, channel, bytes_before).serve()
     engine.close()
 
 
@@ -84,12 +86,14 @@ class EngineServer:
     """Steps an engine while it has work, and does what messages ask between the steps.
 
     Tokens are sent on every PROGRESS_STEPS steps: thousands of requests may end in the same step, and what the front
-    door has taken in before does not hold it up then.
+    door has taken in before does not hold it up then. `bytes_before` of the device, where there is one of this
+    process's own, as in DeviceMemory.
     """
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
+    def __init__(self, engine: Engine, channel: Channel, bytes_before: int | None) -> None:
         self.engine = engine
         self.channel = channel
+        self._bytes_before = bytes_before
         self._requests: dict[int, Request] = {}
         self._num_sent: dict[int, int] = {}  # output tokens that the front door has of each unfinished request
 
@@ -142,7 +146,7 @@ class EngineServer:
                 rows = [step_integers(step) for step in engine.take_step_facts()]
                 self.channel.send(Kind.STEP_FACTS, integers=torch.tensor(rows, dtype=torch.int64).flatten())
             case Kind.MEMORY:
-                self.channel.send(Kind.MEMORY, {"devices": [asdict(one) for one in engine.memory_by_device()]})
+                self.channel.send(Kind.MEMORY, {"devices": self._memory()})
             case Kind.CLOCK:
                 self.channel.send(Kind.CLOCK, {"now_ns": perf_counter_ns()})
             case Kind.START_PROFILE:
@@ -157,6 +161,12 @@ class EngineServer:
                 engine.reset_prefix_cache()
             case _:
                 raise ValueError(f"an engine does not understand {message.kind.name}")
+
+    def _memory(self) -> list[dict[str, Any]]:
+        told = self.engine.memory_by_device()
+        if self._bytes_before is not None:
+            told = [replace(one, bytes_before=self._bytes_before) for one in told]
+        return [asdict(one) for one in told]
 
     def _add(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -18,11 +18,14 @@ class DeviceMemory:
     """One device of an engine: where the bytes of the engine are, and how many the device has in use for everyone.
 
     bytes_in_use  the driver's count, contexts and other processes included; None on a CPU
+    bytes_before  the same before the model was there: contexts, and what the ranks add their parts up in; None where
+                  the engine has no process of its own on the device, and on a CPU
     """
 
     device: str
     facts: MemoryFacts
     bytes_in_use: int | None
+    bytes_before: int | None = None
 
 
 def resolve_device(name: str | None) -> torch.device:

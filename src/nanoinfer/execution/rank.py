@@ -49,9 +49,10 @@ def serve_rank(channel: Channel, setup: Mapping[str, Any]) -> None:
         all_reduce=config.all_reduce,
         largest_bytes=config.max_num_batched_tokens * model_config.hidden_size * dtype.itemsize,
     )
+    bytes_before = device_bytes_in_use(device)
     execution = build_execution(config, model_config, folder, parallel)
     settle()
-    channel.send(Kind.READY, _facts(execution))
+    channel.send(Kind.READY, _facts(execution) | {"device_bytes_before": bytes_before})
     channel.pin_memory = device.type == "cuda"
     runner = cast("Runner", execution.runner)
     profiler = Profiler(device)

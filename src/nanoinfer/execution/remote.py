@@ -170,7 +170,12 @@ class RemoteRanks:
         self.workers.broadcast(Kind.MEMORY)
         answers = [self.workers.receive(rank, Kind.MEMORY).facts for rank in range(len(self.ready))]
         return [
-            DeviceMemory(ready["device"], _memory_facts(ready, num_used_blocks), answer["device_bytes_in_use"])
+            DeviceMemory(
+                ready["device"],
+                _memory_facts(ready, num_used_blocks),
+                bytes_in_use=answer["device_bytes_in_use"],
+                bytes_before=ready["device_bytes_before"],
+            )
             for ready, answer in zip(self.ready, answers, strict=True)
         ]
 

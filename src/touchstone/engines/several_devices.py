@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _GPU_METHOD = (
     "sums over the devices, each with a process of its own. Weights: unique storages; activations: the allocator's "
     "peak in the largest step; KV: the pool and the most blocks in use; context: device memory in use before the "
-    "engine existed; total: device memory in use after the runs; residual: total less the parts, with the contexts of "
-    "the devices' processes and the buffers of their collectives in it"
+    "model was there, with the contexts of the devices' processes and the buffers of their collectives; total: device "
+    "memory in use after the runs; residual: total less the parts"
 )
 _CPU_METHOD = (
     "sums over the ranks, each a process of its own. Weights: unique storages; KV: pools and the most blocks in use; "
@@ -32,7 +32,8 @@ def parts_of_devices(
 ) -> MemoryParts:
     """Add up what each device tells. `host_bytes` is the total where devices have none of their own: on CPUs.
 
-    `before_bytes` were in use on all of them together before the engine existed. A block of the cache lies in parts on
+    `before_bytes` were in use on all of them together before the engine existed; a device that tells what was in use
+    before the model, in its own process, knows better. A block of the cache lies in parts on
     the `ranks_an_engine` devices of an engine, so that used bytes over bytes of a block are blocks again.
     """
     facts = [one.facts for one in told]
@@ -41,7 +42,9 @@ def parts_of_devices(
     graphs = _sum_or_none([one.cuda_graphs_bytes for one in facts])
     totals = [one.bytes_in_use for one in told]
     total = sum(size or 0 for size in totals) if host_bytes is None else host_bytes
-    known = weights + pool + before_bytes + (activations or 0) + (graphs or 0)
+    before = _sum_or_none([one.bytes_before for one in told])
+    context = before_bytes if before is None else before
+    known = weights + pool + context + (activations or 0) + (graphs or 0)
     return MemoryParts(
         device=device,
         weights_bytes=weights,
@@ -50,7 +53,7 @@ def parts_of_devices(
         kv_used_peak_bytes=sum(one.kv_used_peak_bytes for one in facts),
         activations_peak_bytes=activations,
         cuda_graphs_bytes=graphs,
-        context_and_other_bytes=before_bytes,
+        context_and_other_bytes=context,
         device_total_peak_bytes=total,
         residual_bytes=total - known,
         method=_CPU_METHOD if host_bytes is not None else _GPU_METHOD,

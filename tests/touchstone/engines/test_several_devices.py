@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,14 @@ def test_parts_are_sums_over_the_devices_and_close_to_the_sum_of_their_totals():
     known = 200 + 2000 + 60 + 10 + parts.context_and_other_bytes
     assert known + parts.residual_bytes == parts.device_total_peak_bytes
     assert [device.total_peak_bytes for device in parts.devices] == [1300, 1301]
+
+
+def test_what_a_device_had_in_use_before_its_model_is_known_best_in_its_own_process():
+    mine = [replace(told(index), bytes_before=160) for index in range(2)]
+    parts = parts_of_devices(mine, device="cuda", ranks_an_engine=1, before_bytes=300, host_bytes=None)
+    assert parts.context_and_other_bytes == 320
+    parts = parts_of_devices([mine[0], told(1)], device="cuda", ranks_an_engine=1, before_bytes=300, host_bytes=None)
+    assert parts.context_and_other_bytes == 300, "one of them does not tell"
 
 
 @pytest.mark.parametrize(("ranks_an_engine", "blocks"), [(2, 40), (1, 80)])
