@@ -51,9 +51,9 @@ class EngineConfig:
     scheduling              "separated": a step is all prefill or all decode; "mixed": both share the token budget
     overlap                 launch step n + 1 before the tokens of step n were read, so that the host's work hides
                             behind the device's; None does so on a GPU only, because a CPU computes while it launches
-    cuda_graphs             replay decode steps from CUDA graphs, captured at the start for padded batch sizes; without
-                            a GPU there are none, whatever this says. Steps that prefill, and steps in which a request
-                            samples with top_k or top_p, are launched kernel by kernel
+    cuda_graphs             replay steps from CUDA graphs, captured at the start for padded sizes; without a GPU there
+                            are none, whatever this says. Steps with more tokens than the largest graph, and steps in
+                            which a request samples with top_k or top_p, are launched kernel by kernel
     seed                    synthetic weights, and sampling of requests without a seed of their own
     tensor_parallel_size    devices that share every layer of one model; each holds a part of its heads and vocabulary
     data_parallel_size      engines with a model of their own, each on `tensor_parallel_size` devices, behind one front

@@ -111,7 +111,7 @@ def test_greedy_tokens_on_a_gpu_equal_transformers(
     assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
     steps = llm.take_step_facts()
     assert all(step.device_ns > 0 for step in steps)
-    assert all(step.graph == (cuda_graphs and step.phase == "decode") for step in steps)
+    assert all(step.graph == cuda_graphs for step in steps)
     assert (llm.memory().cuda_graphs_bytes is not None) == cuda_graphs
 
 

@@ -3,13 +3,16 @@
 The plan is flattened into a handful of integer arrays, these are laid end to end in one buffer, and the device tensors
 are views of its copy. What the device can work out for itself (slot mapping, context lengths) is not uploaded. The
 flat plan is also what travels to the ranks of a tensor-parallel engine.
+
+A plan may be padded to a larger shape, so that a CUDA graph of that shape computes it: padding is written to a slot
+and a block that no request ever holds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,32 +22,61 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from nanoinfer.execution.decode_rows import PaddingRow
     from nanoinfer.execution.seeds import Seeds
     from nanoinfer.scheduling.plan import ScheduledRequest, StepPlan
 
 Int64Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
+class BatchShape(NamedTuple):
+    """How many there are of what a batch lists.
+
+    tokens         T, decode rows first, then prefill tokens
+    decodes        how many of the first tokens may be decode rows
+    prefills       P, prefill rows
+    sampled        S, rows that are sampled
+    table_updates  U, entries of block tables that change
+    new_slots      W, slots that get new sampling settings
+    """
+
+    tokens: int
+    decodes: int
+    prefills: int
+    sampled: int
+    table_updates: int
+    new_slots: int
+
+    def holds(self, other: BatchShape) -> bool:
+        """Whether a batch of the other shape can be padded to this one."""
+        return all(own >= needed for own, needed in zip(self, other, strict=True))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the sizes of Batch's tensors, in the order of their declaration."""
+        updates, slots = (self.table_updates,) * 3, (self.new_slots,) * 5
+        return (*updates, *slots, 1, *(self.tokens,) * 3, self.prefills, self.prefills + 1, self.prefills) + (
+            self.sampled,
+        ) * 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One step on the device. Every tensor is int64 (float64 where named) and lives on the device.
 
-    Shapes: Bd decode rows, Bp prefill rows, Tp prefill tokens, S sampled rows, U block table entries that change,
-    W slots that get new sampling settings. Tokens of a step are numbered decode rows first, then prefill tokens.
-
     table_slots, table_columns, table_blocks  (U,) write `block` at [slot, column] of the block tables
     new_slots, new_seeds, new_top_ks          (W,) settings of slots that change hands
     new_temperatures, new_top_ps              (W,) float64
-    decode_slots, decode_positions            (Bd,)
-    prefill_slots                             (Bp,)
-    prefill_starts                            (Bp + 1,) first prefill token of each row, then Tp
-    prefill_context_lens                      (Bp,)
-    prefill_token_ids, prefill_positions, prefill_token_slots  (Tp,)
+    num_decodes                               (1,) how many of the first tokens are those sampled last for their slots
+    token_ids, positions, token_slots         (T,) ids of decode rows are of no meaning
+    prefill_slots                             (P,)
+    query_starts                              (P + 1,) first token of each prefill row, then the end of the last
+    context_lens                              (P,)
     sample_tokens                             (S,) which token's hidden state is sampled
     sample_slots                              (S,)
     sample_indices                            (S,) index of the sampled token among its request's outputs
 
-    max_decode_context and max_prefill_len are bounds known to the host, 0 where there is no such row.
+    `shape` counts them. max_decode_context and max_prefill_len are bounds known to the host.
     """
 
     table_slots: Tensor
@@ -55,68 +87,106 @@ class Batch:
     new_top_ks: Tensor
     new_temperatures: Tensor
     new_top_ps: Tensor
-    decode_slots: Tensor
-    decode_positions: Tensor
+    num_decodes: Tensor
+    token_ids: Tensor
+    positions: Tensor
+    token_slots: Tensor
     prefill_slots: Tensor
-    prefill_starts: Tensor
-    prefill_context_lens: Tensor
-    prefill_token_ids: Tensor
-    prefill_positions: Tensor
-    prefill_token_slots: Tensor
+    query_starts: Tensor
+    context_lens: Tensor
     sample_tokens: Tensor
     sample_slots: Tensor
     sample_indices: Tensor
+    shape: BatchShape
     max_decode_context: int
     max_prefill_len: int
 
+    @classmethod
+    def of(cls, integers: Tensor, shape: BatchShape, *, max_decode_context: int, max_prefill_len: int) -> Batch:
+        """View the integers of a flat plan as what they mean."""
+        tensors = dict(zip(_TENSORS, torch.split(integers, list(shape.sizes)), strict=True))
+        for name in ("new_temperatures", "new_top_ps"):
+            tensors[name] = tensors[name].view(torch.float64)
+        return cls(**tensors, shape=shape, max_decode_context=max_decode_context, max_prefill_len=max_prefill_len)
 
-_TENSORS = tuple(field.name for field in fields(Batch) if not field.name.startswith("max_"))
-NUM_FIELDS = len(_TENSORS)
+
+_TENSORS = tuple(field.name for field in fields(Batch))[:-3]
 
 
 @dataclass(frozen=True, slots=True)
 class FlatPlan:
     """A plan as integers on the host, end to end.
 
-    integers  (n,) int64, the fields of Batch in the order of their declaration
-    sizes     how many of them belong to each field
+    integers     (n,) int64, the tensors of Batch in the order of their declaration
+    shape        how many of them there are, padding included
+    num_sampled  how many of the sampled rows are no padding: the first ones
     max_decode_context, max_prefill_len  as in Batch
     """
 
     integers: Tensor
-    sizes: tuple[int, ...]
+    shape: BatchShape
+    num_sampled: int
     max_decode_context: int
     max_prefill_len: int
 
-
-def flatten(plan: StepPlan, seeds: Seeds, vocab_size: int, *, pin_memory: bool) -> FlatPlan:
-    """Lay a plan out as integers, in pinned memory where it goes to a GPU of this process."""
-    arrays = (
-        _table_updates(plan.scheduled)
-        | _sampling_updates(plan.scheduled, seeds, vocab_size)
-        | _decode_rows(plan.decodes)
-        | _prefill_rows(plan.prefills)
-        | _sampled_rows(plan)
-    )
-    ordered = [arrays[name] for name in _TENSORS]
-    sizes = tuple(len(array) for array in ordered)
-    integers = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=pin_memory)
-    np.concatenate(ordered, out=integers.numpy())
-    return FlatPlan(
-        integers,
-        sizes,
-        max_decode_context=max((row.context_len for row in plan.decodes), default=0),
-        max_prefill_len=max((row.num_tokens for row in plan.prefills), default=0),
-    )
+    def upload(self, device: torch.device) -> Batch:
+        """Bring the plan to the device with one copy, which does not wait for work already queued there."""
+        return Batch.of(
+            self.integers.to(device, non_blocking=True),
+            self.shape,
+            max_decode_context=self.max_decode_context,
+            max_prefill_len=self.max_prefill_len,
+        )
 
 
-def upload(flat: FlatPlan, device: torch.device) -> Batch:
-    """Bring a flat plan to the device with one copy, which does not wait for work already queued there."""
-    on_device = flat.integers.to(device, non_blocking=True)
-    tensors = dict(zip(_TENSORS, torch.split(on_device, list(flat.sizes)), strict=True))
-    for name in ("new_temperatures", "new_top_ps"):
-        tensors[name] = tensors[name].view(torch.float64)
-    return Batch(**tensors, max_decode_context=flat.max_decode_context, max_prefill_len=flat.max_prefill_len)
+class Flattener:
+    """Lays plans out as integers, in pinned memory where they go to a GPU of this process."""
+
+    def __init__(self, seeds: Seeds, padding: PaddingRow, *, vocab_size: int, pin_memory: bool) -> None:
+        self._seeds = seeds
+        self._padding = padding
+        self._vocab_size = vocab_size
+        self._pin_memory = pin_memory
+
+    def flatten(self, plan: StepPlan, shapes: Sequence[BatchShape] = ()) -> FlatPlan:
+        """Lay a plan out, padded to the first of the shapes that holds it; as it is where none does."""
+        arrays = (
+            _table_updates(plan.scheduled)
+            | _sampling_updates(plan.scheduled, self._seeds, self._vocab_size)
+            | _tokens(plan)
+            | _prefill_rows(plan)
+            | _sampled_rows(plan)
+        )
+        own = BatchShape(
+            tokens=len(arrays["token_ids"]),
+            decodes=len(plan.decodes),
+            prefills=len(plan.prefills),
+            sampled=len(arrays["sample_tokens"]),
+            table_updates=len(arrays["table_slots"]),
+            new_slots=len(arrays["new_slots"]),
+        )
+        shape = next((shape for shape in shapes if shape.holds(own)), own)
+        return FlatPlan(
+            self._lay_out(arrays, shape),
+            shape,
+            own.sampled,
+            max_decode_context=max((row.context_len for row in plan.decodes), default=0),
+            max_prefill_len=max((row.num_tokens for row in plan.prefills), default=0),
+        )
+
+    def _lay_out(self, arrays: dict[str, Int64Array], shape: BatchShape) -> Tensor:
+        """Put the arrays end to end, each padded to its size."""
+        padding = dict.fromkeys(
+            ("table_slots", "new_slots", "token_slots", "prefill_slots", "sample_slots"), self._padding.slot
+        ) | {"table_blocks": self._padding.block, "query_starts": int(arrays["query_starts"][-1])}
+        integers = torch.empty(sum(shape.sizes), dtype=torch.int64, pin_memory=self._pin_memory)
+        host, begin = integers.numpy(), 0
+        for name, size in zip(_TENSORS, shape.sizes, strict=True):
+            end = begin + len(arrays[name])
+            host[begin:end] = arrays[name]
+            host[end : begin + size] = padding.get(name, 0)
+            begin += size
+        return integers
 
 
 def _table_updates(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
@@ -125,7 +195,7 @@ def _table_updates(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
     return {
         "table_slots": _repeat([row.slot for row in changed], counts),
         "table_columns": _ranges([row.num_old_blocks for row in changed], counts),
-        "table_blocks": _integers(block for row in changed for block in row.new_blocks),
+        "table_blocks": _integers(chain.from_iterable(row.new_blocks for row in changed)),
     }
 
 
@@ -140,23 +210,24 @@ def _sampling_updates(rows: Sequence[ScheduledRequest], seeds: Seeds, vocab_size
     }
 
 
-def _decode_rows(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
+def _tokens(plan: StepPlan) -> dict[str, Int64Array]:
+    rows, num_decodes = plan.scheduled, len(plan.decodes)
+    counts = [row.num_tokens for row in rows]
+    prompts = chain.from_iterable(row.token_ids or () for row in plan.prefills)
     return {
-        "decode_slots": _integers(row.slot for row in rows),
-        "decode_positions": _integers(row.start for row in rows),
+        "num_decodes": _integers([num_decodes]),
+        "token_ids": _integers(chain((0,) * num_decodes, prompts)),
+        "positions": _ranges([row.start for row in rows], counts),
+        "token_slots": _repeat([row.slot for row in rows], counts),
     }
 
 
-def _prefill_rows(rows: Sequence[ScheduledRequest]) -> dict[str, Int64Array]:
-    counts = [row.num_tokens for row in rows]
-    slots = [row.slot for row in rows]
+def _prefill_rows(plan: StepPlan) -> dict[str, Int64Array]:
+    rows = plan.prefills
     return {
-        "prefill_slots": _integers(slots),
-        "prefill_starts": np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-        "prefill_context_lens": _integers(row.context_len for row in rows),
-        "prefill_token_ids": _integers(chain.from_iterable(row.token_ids or () for row in rows)),
-        "prefill_positions": _ranges([row.start for row in rows], counts),
-        "prefill_token_slots": _repeat(slots, counts),
+        "prefill_slots": _integers(row.slot for row in rows),
+        "query_starts": np.cumsum([len(plan.decodes), *(row.num_tokens for row in rows)], dtype=np.int64),
+        "context_lens": _integers(row.context_len for row in rows),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from nanoinfer.config import ConfigError
 from nanoinfer.execution import memory
 from nanoinfer.execution.contract import Execution
-from nanoinfer.execution.cuda_graphs import padded_batch_sizes
+from nanoinfer.execution.cuda_graphs import GraphSizes, graph_sizes
 from nanoinfer.execution.devices import resolve_device, resolve_dtype
 from nanoinfer.execution.group import smallest
 from nanoinfer.execution.runner import Runner
@@ -61,6 +61,8 @@ def build_execution(
     max_model_len = min(limit, num_blocks * config.block_size)
     pool = sizes.make_pool(num_blocks)
     runner = _make_runner(model, ops, pool, config, max_model_len)
+    with_graphs = device.type == "cuda" and config.cuda_graphs
+    graphs = runner.capture_graphs(graph_sizes(config, max_model_len)).facts() if with_graphs else None
     return Execution(
         runner=runner,
         device=device,
@@ -71,7 +73,7 @@ def build_execution(
         pool_bytes=pool.untyped_storage().nbytes(),
         weights_bytes=memory.unique_storage_bytes(model),
         activations_peak_bytes=None if needs is None else needs.activations_bytes,
-        graphs=runner.capture_graphs() if device.type == "cuda" and config.cuda_graphs else None,
+        graphs=graphs,
     )
 
 
@@ -165,10 +167,9 @@ class _Needs:
 
 
 def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> _Needs:
-    """Run the largest step once, and capture two graphs, on CUDA with a pool of one block.
+    """Run the largest step once, and capture a few graphs, on CUDA with a pool of one block.
 
-    Every row works in one block, because only sizes matter; all rows sample with every restriction. A second graph
-    shares the memory of the first, so it tells what each further one costs.
+    Every row works in one block, because only sizes matter; all rows sample with every restriction.
     """
     runner = _make_runner(model, ops, sizes.make_pool(0), config, limit)
     torch.cuda.synchronize(sizes.device)
@@ -176,16 +177,22 @@ def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolS
     before = torch.cuda.memory_allocated(sizes.device)
     runner.launch(_largest_step(config, limit)).tokens()
     activations = torch.cuda.max_memory_allocated(sizes.device) - before
-    graphs = _foresee_graphs(runner) if config.cuda_graphs else 0
+    graphs = _foresee_graphs(runner, graph_sizes(config, limit)) if config.cuda_graphs else 0
     return _Needs(activations, graphs)
 
 
-def _foresee_graphs(runner: Runner) -> int:
-    """Return the bytes that all graphs will take, from captures of the largest two; these are given up again."""
-    num_graphs = len(padded_batch_sizes(runner.num_slots))
-    first = runner.capture_graphs((runner.num_slots,)).capture_bytes
-    both = runner.capture_graphs(padded_batch_sizes(runner.num_slots)[-2:]).capture_bytes
-    return first + max(0, both - first) * (num_graphs - 1)
+def _foresee_graphs(runner: Runner, sizes: GraphSizes) -> int:
+    """Return the bytes that all graphs will take, from captures of the two largest of a kind; these are given up again.
+
+    They share their memory, so a second one tells what each further one costs.
+    """
+    largest = GraphSizes(sizes.decodes[-2:], sizes.prefills[-2:])
+    taken = iter(runner.capture_graphs(largest).taken_bytes)
+    needed = 0
+    for captured, wanted in zip(reversed(largest), reversed(sizes), strict=True):
+        of_kind = [next(taken) for _ in captured]
+        needed += sum(of_kind) + of_kind[-1] * (len(wanted) - len(captured))
+    return needed
 
 
 def _largest_step(config: EngineConfig, limit: int) -> StepPlan:

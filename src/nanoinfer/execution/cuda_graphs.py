@@ -1,21 +1,40 @@
-"""Decode steps as CUDA graphs: captured once for a spread of padded batch sizes, then replayed with new inputs."""
+"""Steps as CUDA graphs: captured once for a spread of sizes, then replayed with new inputs.
+
+A step's inputs are a few integers; where they are padded to a size for which there is a graph, one copy and one launch
+do the step. There are two kinds. A step that only decodes has so many rows; a step with prompt tokens has so many
+tokens, whatever they are made up of: decode rows first, then prompts, chunks or what a prefix hit left to compute, then
+padding. What the kernels read of such a step (how many rows decode, where a prompt begins, how long its context is)
+lies on the device, their grids have room for the most there can be, and programs without work end at once.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 
+from nanoinfer.execution.batch import BatchShape
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
+    from nanoinfer.config import EngineConfig
+
     Work = Callable[[], None]
     Recorder = Callable[[Work], Work]
+
+Size = TypeVar("Size", int, BatchShape)
+
+# Beyond, a step with prompt tokens takes the device longer than launching its kernels takes the host.
+MOST_TOKENS = 8192
+TOKENS_A_PREFILL = 16  # a graph of so many tokens has room for one prefill row ...
+FEW_PREFILLS = 8  # ... or for so many
+MOST_TABLE_UPDATES = 4096  # blocks that the prompts of a step bring along
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +44,26 @@ class GraphFacts:
     num_graphs: int
     capture_s: float
     capture_bytes: int
+
+
+class GraphSizes(NamedTuple):
+    """Sizes of steps for which there are graphs, ascending: rows that decode, shapes of batches with prompt tokens."""
+
+    decodes: tuple[int, ...] = ()
+    prefills: tuple[BatchShape, ...] = ()
+
+
+def graph_sizes(config: EngineConfig, max_model_len: int) -> GraphSizes:
+    """Return the sizes that an engine captures; all its ranks, and whoever stages their steps, find the same."""
+    num_slots = config.max_num_seqs
+    max_blocks = -(-max_model_len // config.block_size)
+    shapes = []
+    for tokens in _padded_tokens(min(MOST_TOKENS, config.max_num_batched_tokens)):
+        decodes = min(num_slots, tokens) if config.scheduling == "mixed" else 0
+        prefills = min(num_slots, tokens, max(FEW_PREFILLS, tokens // TOKENS_A_PREFILL))
+        updates = decodes + min(prefills * max_blocks, MOST_TABLE_UPDATES)
+        shapes.append(BatchShape(tokens, decodes, prefills, min(num_slots, decodes + prefills), updates, prefills))
+    return GraphSizes(padded_batch_sizes(num_slots), tuple(shapes))
 
 
 def padded_batch_sizes(max_num_seqs: int) -> tuple[int, ...]:
@@ -37,58 +76,71 @@ def padded_batch_sizes(max_num_seqs: int) -> tuple[int, ...]:
     return (*(size for size in spread if size < max_num_seqs), max_num_seqs)
 
 
+def _padded_tokens(most: int) -> tuple[int, ...]:
+    """Numbers of tokens to capture, ascending: doubled up to 256, from there on four to a doubling, and the largest."""
+    spread = [16, 32, 64, 128]
+    for power in (256, 512, 1024, 2048, 4096):
+        spread += range(power, 2 * power, power // 4)
+    return (*(tokens for tokens in spread if tokens < most), most)
+
+
 def graph_size(sizes: tuple[int, ...], num_rows: int) -> int | None:
     """Return the smallest of the captured sizes, ascending, that holds so many rows; None when none does."""
     index = bisect_left(sizes, num_rows)
     return sizes[index] if index < len(sizes) else None
 
 
-class DecodeGraphs:
-    """A decode step, recorded at several batch sizes.
+class Graphs(Generic[Size]):
+    """A step, recorded at several sizes.
 
-    `step` maps rows (4, B) int64 on the device, as `decode_rows` lays them out, to sampled ids (B,) int64. `padding` is
-    a column of such rows that touches nothing of any request. `record` does a piece of work once and returns what
-    repeats it.
+    `padding` holds, for each size, the integers on the host of a step that touches nothing of any request. `step` maps
+    a size and such integers on the device to sampled ids, at most `most_sampled`. `record` does a piece of work once
+    and returns what repeats it.
     """
 
     def __init__(
-        self, step: Callable[[Tensor], Tensor], sizes: tuple[int, ...], padding: Tensor, record: Recorder
+        self,
+        step: Callable[[Size, Tensor], Tensor],
+        padding: Mapping[Size, Tensor],
+        record: Recorder,
+        *,
+        most_sampled: int,
+        device: torch.device,
     ) -> None:
-        self.sizes = sizes
-        self._rows = torch.empty(len(padding) * sizes[-1], dtype=torch.int64, device=padding.device)
-        self._sampled = torch.zeros(sizes[-1], dtype=torch.int64, device=padding.device)
-        self._replays: dict[int, Work] = {}
+        self._step: Callable[[Size, Tensor], Tensor] = step
+        self._integers = torch.empty(max(map(len, padding.values()), default=0), dtype=torch.int64, device=device)
+        self._sampled = torch.zeros(most_sampled, dtype=torch.int64, device=device)
+        self._replays: dict[Size, Work] = {}
         # The largest first: the smaller ones then find room in the memory that it left in the shared pool.
-        for size in reversed(sizes):
-            self._inputs(size).copy_(padding[:, None])
-            self._replays[size] = record(self._work(step, size))
+        for size in sorted(padding, reverse=True):
+            integers = padding[size]
+            self._integers[: len(integers)].copy_(integers)
+            self._replays[size] = record(self._work(size, len(integers)))
 
-    def replay(self, staged: Tensor, num_rows: int) -> Tensor:
-        """Run a captured size on staged rows (4, size); returns ids (num_rows,), valid until the next replay."""
-        size = staged.shape[1]
-        self._inputs(size).copy_(staged, non_blocking=True)
+    def replay(self, size: Size, integers: Tensor, num_sampled: int) -> Tensor:
+        """Run a captured size on staged integers; returns ids (num_sampled,), valid until the next replay."""
+        self._integers[: len(integers)].copy_(integers, non_blocking=True)
         self._replays[size]()
-        return self._sampled[:num_rows]
+        return self._sampled[:num_sampled]
 
-    def _inputs(self, size: int) -> Tensor:
-        """Return the place from which the graph of a size reads its rows (4, size)."""
-        fields = len(self._rows) // self.sizes[-1]
-        return self._rows[: fields * size].view(fields, size)
-
-    def _work(self, step: Callable[[Tensor], Tensor], size: int) -> Work:
-        inputs = self._inputs(size)
-
+    def _work(self, size: Size, num_integers: int) -> Work:
         def work() -> None:
-            self._sampled[:size] = step(inputs)
+            sampled = self._step(size, self._integers[:num_integers])
+            self._sampled[: len(sampled)] = sampled
 
         return work
 
 
 class CudaRecorder:
-    """Captures work into CUDA graphs that share one memory pool, because only one of them runs at a time."""
+    """Captures work into CUDA graphs that share one memory pool, because only one of them runs at a time.
+
+    `taken_bytes` are the bytes of device memory that each capture took, the driver's own included.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.taken_bytes: list[int] = []
         self._device = device
+        self._begin_s = perf_counter()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -98,6 +150,7 @@ class CudaRecorder:
         with torch.cuda.stream(self._stream):
             work()
             torch.cuda.synchronize(self._device)
+            free_before = torch.cuda.mem_get_info(self._device)[0]
             graph = torch.cuda.CUDAGraph()
             # Not the context manager `torch.cuda.graph`: that empties the allocator's cache before each capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -105,17 +158,10 @@ class CudaRecorder:
                 work()
             finally:
                 graph.capture_end()
+            self.taken_bytes.append(free_before - torch.cuda.mem_get_info(self._device)[0])
         return graph.replay
 
-
-def capture_decode_graphs(
-    step: Callable[[Tensor], Tensor], sizes: tuple[int, ...], padding: Tensor
-) -> tuple[DecodeGraphs, GraphFacts]:
-    """Capture every size on the padding's device, and say what that cost."""
-    device = padding.device
-    torch.cuda.synchronize(device)
-    begin_s, free_before = perf_counter(), torch.cuda.mem_get_info(device)[0]
-    graphs = DecodeGraphs(step, sizes, padding, CudaRecorder(device))
-    torch.cuda.synchronize(device)
-    taken = free_before - torch.cuda.mem_get_info(device)[0]
-    return graphs, GraphFacts(len(sizes), perf_counter() - begin_s, taken)
+    def facts(self) -> GraphFacts:
+        """Say what the captures cost so far."""
+        torch.cuda.synchronize(self._device)
+        return GraphFacts(len(self.taken_bytes), perf_counter() - self._begin_s, sum(self.taken_bytes))

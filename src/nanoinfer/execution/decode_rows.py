@@ -29,6 +29,10 @@ class PaddingRow(NamedTuple):
     slot: int
     block: int
 
+    def rows(self, size: int) -> Tensor:
+        """Return staged rows (4, size) that are padding alone."""
+        return torch.tensor([[self.slot], [0], [self.block], [0]]).repeat(1, size)
+
 
 class LastBlocks:
     """The last block of each slot's table, as the plans told it: the one that a decoded token goes to."""

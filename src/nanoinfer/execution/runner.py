@@ -8,25 +8,28 @@ the step before it were read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from nanoinfer.execution.batch import Batch, upload
-from nanoinfer.execution.cuda_graphs import DecodeGraphs, GraphFacts, capture_decode_graphs, padded_batch_sizes
+from nanoinfer.execution.batch import Batch
+from nanoinfer.execution.cuda_graphs import CudaRecorder, Graphs, GraphSizes
 from nanoinfer.execution.staging import StagedDecodes, Stager
 from nanoinfer.model.attention import AttentionInputs, DecodeInputs, PrefillInputs
 from nanoinfer.model.sampling import Limits, SamplingInputs, choose_tokens
+from nanoinfer.scheduling.plan import Phase, StepPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nanoinfer.execution.batch import BatchShape
+    from nanoinfer.execution.cuda_graphs import Recorder
     from nanoinfer.execution.decode_rows import StagedRows
     from nanoinfer.execution.seeds import Seeds
-    from nanoinfer.execution.staging import StagedStep
+    from nanoinfer.execution.staging import StagedPrefills, StagedStep
     from nanoinfer.model.decoder import Decoder
     from nanoinfer.model.ops import Ops
-    from nanoinfer.scheduling.plan import StepPlan
 
 
 class SlotState:
@@ -38,9 +41,10 @@ class SlotState:
     top_ks, seeds         (num_slots + 1,) int64
     """
 
-    def __init__(self, num_slots: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, max_blocks: int, device: torch.device, *, padding_block: int) -> None:
         rows = num_slots + 1
         self.block_tables = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+        self.block_tables[num_slots] = padding_block
         self.last_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.temperatures = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_ps = torch.ones(rows, dtype=torch.float32, device=device)
@@ -131,8 +135,8 @@ class Runner:
         self.block_size = kv_cache.shape[3]
         self.vocab_size = model.vocab_size
         self.num_slots = num_slots
-        self.slots = SlotState(num_slots, max_blocks, self.device)
-        self.graphs: DecodeGraphs | None = None
+        self.slots = SlotState(num_slots, max_blocks, self.device, padding_block=kv_cache.shape[2] - 1)
+        self.graph_sizes = GraphSizes()
         self._max_context_len = max_blocks * self.block_size
         self._on_gpu = self.device.type == "cuda"
         self._stager = Stager(
@@ -146,37 +150,40 @@ class Runner:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
+    def capture_graphs(self, sizes: GraphSizes) -> CudaRecorder:
+        """Capture steps of these sizes, on CUDA, and return who knows what that cost."""
+        torch.cuda.synchronize(self.device)
+        recorder = CudaRecorder(self.device)
+        self.record_graphs(sizes, recorder)
+        return recorder
+
     @torch.inference_mode()
-    def capture_graphs(self, sizes: tuple[int, ...] | None = None) -> GraphFacts:
-        """Capture decode steps of all padded batch sizes (or the given ones), on CUDA."""
-        padding_row = self._stager.padding
-        padding = torch.tensor([padding_row.slot, 0, padding_row.block, 0], device=self.device)
-        self.graphs, facts = capture_decode_graphs(
-            lambda rows: self._decode(rows, restricted=False, max_context_len=self._max_context_len),
-            sizes or padded_batch_sizes(self.num_slots),
-            padding,
-        )
-        return facts
+    def record_graphs(self, sizes: GraphSizes, record: Recorder) -> None:
+        """Record steps of these sizes with padding alone; steps that fit into one are then repetitions."""
+        nothing = StepPlan(0, Phase.PREFILL, (), ())
+        prompts = {shape: self._stager.flattener.flatten(nothing, (shape,)).integers for shape in sizes.prefills}
+        decodes = {size: self._stager.padding.rows(size).flatten() for size in sizes.decodes}
+        make = partial(Graphs, record=record, most_sampled=self.num_slots, device=self.device)
+        # Steps with prompt tokens take more memory, in which the others then find room.
+        self._prefill_graphs: Graphs[BatchShape] = make(self._replayed_prefills, prompts)
+        self._decode_graphs: Graphs[int] = make(self._replayed_decodes, decodes)
+        self.graph_sizes = sizes
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """Queue one step on the device and return without waiting for it (on a CPU: when it is done)."""
-        return self.compute(self._stager.stage(plan, () if self.graphs is None else self.graphs.sizes))
+        return self.compute(self._stager.stage(plan, *self.graph_sizes))
 
     @torch.inference_mode()
     def compute(self, step: StagedStep) -> StepHandle:
         """Do the same for a step that was staged, here or in another process."""
         begin = self._event() if self._time_steps else None
-        if isinstance(step, StagedDecodes):
-            token_ids = self._run_decodes(step)
-        else:
-            token_ids = self._compute(upload(step.flat, self.device), restricted=step.restricted)
+        token_ids = self._run_decodes(step) if isinstance(step, StagedDecodes) else self._run_prefills(step)
         timer = None if begin is None else DeviceTimer(begin, self._event())
         on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=self._on_gpu)
         on_host.copy_(token_ids, non_blocking=True)
         arrived = self._event() if self._on_gpu else None
-        if isinstance(step, StagedDecodes):
-            return StepHandle(on_host, arrived, timer, step.staged, graph=step.replay)
-        return StepHandle(on_host, arrived, timer, None, graph=False)
+        staged = step.staged if isinstance(step, StagedDecodes) else None
+        return StepHandle(on_host, arrived, timer, staged, graph=step.replay)
 
     def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=self._time_steps)  # type: ignore[no-untyped-call]
@@ -188,11 +195,14 @@ class Runner:
     def _run_decodes(self, step: StagedDecodes) -> Tensor:
         """Run a step without prefill: as a graph, or kernel by kernel."""
         staged = step.staged
-        if step.replay and self.graphs is not None:
-            return self.graphs.replay(staged.rows, len(staged.order))
+        if step.replay:
+            return self._decode_graphs.replay(staged.rows.shape[1], staged.rows.flatten(), len(staged.order))
         longest = int(staged.rows[1, 0]) + 1
         rows = staged.rows.to(self.device, non_blocking=True)
         return self._decode(rows, restricted=step.restricted, max_context_len=longest)
+
+    def _replayed_decodes(self, size: int, integers: Tensor) -> Tensor:
+        return self._decode(integers.view(-1, size), restricted=False, max_context_len=self._max_context_len)
 
     def _decode(self, rows: Tensor, *, restricted: bool, max_context_len: int) -> Tensor:
         """Forward pass and sampling of rows (4, B) as `decode_rows` lays them out; returns the ids (B,) int64.
@@ -220,12 +230,27 @@ class Runner:
 
     # --- steps with prefill -------------------------------------------------------------------------------------------
 
-    def _compute(self, batch: Batch, *, restricted: bool) -> Tensor:
-        """Forward pass, then sampling; returns the ids (S,) int64 and keeps them as the slots' last tokens."""
+    def _run_prefills(self, step: StagedPrefills) -> Tensor:
+        """Run a step with prompt tokens: as a graph, or kernel by kernel."""
+        flat = step.flat
+        if step.replay:
+            return self._prefill_graphs.replay(flat.shape, flat.integers, flat.num_sampled)
+        return self._compute(flat.upload(self.device), restricted=step.restricted, padded=False)
+
+    def _replayed_prefills(self, shape: BatchShape, integers: Tensor) -> Tensor:
+        bounds = {"max_decode_context": self._max_context_len, "max_prefill_len": shape.tokens}
+        return self._compute(Batch.of(integers, shape, **bounds), restricted=False, padded=True)
+
+    def _compute(self, batch: Batch, *, restricted: bool, padded: bool) -> Tensor:
+        """Forward pass, then sampling; returns the ids (S,) int64 and keeps them as the slots' last tokens.
+
+        Depends on the host by the shape and bounds of the batch alone, so that it can be captured.
+        """
         self.slots.update(batch)
-        token_ids = torch.cat((self.slots.last_tokens[batch.decode_slots], batch.prefill_token_ids))
-        wanted = batch.sample_tokens if len(batch.sample_tokens) else None
-        hidden = self.model(token_ids, self._attention_inputs(batch), self.kv_cache, wanted)
+        is_decode = torch.arange(batch.shape.tokens, device=self.device) < batch.num_decodes
+        token_ids = torch.where(is_decode, self.slots.last_tokens[batch.token_slots], batch.token_ids)
+        wanted = batch.sample_tokens if batch.shape.sampled else None
+        hidden = self.model(token_ids, self._attention_inputs(batch, is_decode, padded), self.kv_cache, wanted)
         if wanted is None:
             return batch.sample_tokens
         logits = self.model.logits(hidden)
@@ -233,30 +258,29 @@ class Runner:
         self.slots.last_tokens[batch.sample_slots] = sampled
         return sampled
 
-    def _attention_inputs(self, batch: Batch) -> AttentionInputs:
-        positions = torch.cat((batch.decode_positions, batch.prefill_positions))
-        token_slots = torch.cat((batch.decode_slots, batch.prefill_token_slots))
-        blocks = self.slots.block_tables[token_slots, positions // self.block_size]
+    def _attention_inputs(self, batch: Batch, is_decode: Tensor, padded: bool) -> AttentionInputs:
+        positions = batch.positions
+        blocks = self.slots.block_tables[batch.token_slots, positions // self.block_size]
+        prefill = PrefillInputs(
+            block_table=self.slots.block_tables[batch.prefill_slots],
+            query_starts=batch.query_starts.int(),
+            context_lens=batch.context_lens.int(),
+            max_query_len=batch.max_prefill_len,
+        )
         return AttentionInputs(
             positions=positions,
             slot_mapping=blocks.long() * self.block_size + positions % self.block_size,
-            decode=self._decode_inputs(batch) if len(batch.decode_slots) else None,
-            prefill=self._prefill_inputs(batch),
+            decode=self._decode_inputs(batch, is_decode, padded) if batch.shape.decodes else None,
+            prefill=prefill,
         )
 
-    def _decode_inputs(self, batch: Batch) -> DecodeInputs:
+    def _decode_inputs(self, batch: Batch, is_decode: Tensor, padded: bool) -> DecodeInputs:
+        rows = slice(batch.shape.decodes)
         return DecodeInputs(
-            block_table=self.slots.block_tables[batch.decode_slots],
-            context_lens=(batch.decode_positions + 1).int(),
+            block_table=self.slots.block_tables[batch.token_slots[rows]],
+            context_lens=torch.where(is_decode[rows], batch.positions[rows] + 1, 0).int(),
             max_context_len=batch.max_decode_context,
-        )
-
-    def _prefill_inputs(self, batch: Batch) -> PrefillInputs:
-        return PrefillInputs(
-            block_table=self.slots.block_tables[batch.prefill_slots],
-            query_starts=batch.prefill_starts.int(),
-            context_lens=batch.prefill_context_lens.int(),
-            max_query_len=batch.max_prefill_len,
+            sparse=padded,
         )
 
     def _sampling_inputs(self, batch: Batch, *, restricted: bool) -> SamplingInputs:

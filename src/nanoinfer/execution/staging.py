@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nanoinfer.execution.batch import FlatPlan, flatten
+from nanoinfer.execution.batch import BatchShape, FlatPlan, Flattener
 from nanoinfer.execution.cuda_graphs import graph_size
 from nanoinfer.execution.decode_rows import LastBlocks, PaddingRow, StagedRows, stage_rows
 
@@ -30,10 +30,14 @@ class StagedDecodes:
 
 @dataclass(frozen=True, slots=True)
 class StagedPrefills:
-    """A step with prefill, and decodes beside it where the policy mixes them."""
+    """A step with prefill, and decodes beside it where the policy mixes them.
+
+    `replay` says whether a CUDA graph of exactly its shape does it.
+    """
 
     flat: FlatPlan
     restricted: bool
+    replay: bool
 
 
 StagedStep = StagedDecodes | StagedPrefills
@@ -49,19 +53,21 @@ class Stager:
 
     def __init__(self, seeds: Seeds, *, num_slots: int, num_blocks: int, vocab_size: int, pin_memory: bool) -> None:
         self.padding = PaddingRow(slot=num_slots, block=num_blocks)
-        self._seeds = seeds
-        self._vocab_size = vocab_size
+        self.flattener = Flattener(seeds, self.padding, vocab_size=vocab_size, pin_memory=pin_memory)
         self._pin_memory = pin_memory
         self._last_blocks = LastBlocks(num_slots)
         self._restricted_slots: set[int] = set()
 
-    def stage(self, plan: StepPlan, graph_sizes: tuple[int, ...]) -> StagedStep:
-        """Lay a step out; `graph_sizes`, ascending, are the batch sizes for which there are CUDA graphs."""
+    def stage(
+        self, plan: StepPlan, decode_sizes: tuple[int, ...] = (), prefill_shapes: tuple[BatchShape, ...] = ()
+    ) -> StagedStep:
+        """Lay a step out, padded to the smallest size for which there is a CUDA graph; both lists ascend."""
         restricted = self._note(plan)
         if plan.prefills:
-            flat = flatten(plan, self._seeds, self._vocab_size, pin_memory=self._pin_memory)
-            return StagedPrefills(flat, restricted)
-        size = None if restricted else graph_size(graph_sizes, len(plan.decodes))
+            shapes = () if restricted else prefill_shapes
+            flat = self.flattener.flatten(plan, shapes)
+            return StagedPrefills(flat, restricted, replay=flat.shape in shapes)
+        size = None if restricted else graph_size(decode_sizes, len(plan.decodes))
         staged = stage_rows(
             plan.decodes,
             self._last_blocks,

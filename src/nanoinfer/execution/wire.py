@@ -1,7 +1,7 @@
 """A staged step as one array of integers, and back: what travels to the ranks in every step.
 
 decodes:   0, restricted, replay, rows, padded rows;             then slots, positions, blocks, output indices
-prefills:  1, restricted, longest decode context, longest prefill, sizes of the fields;      then the fields
+prefills:  1, restricted, replay, sampled rows, longest decode context, longest prefill, shape;   then the fields
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nanoinfer.execution.batch import NUM_FIELDS, FlatPlan
+from nanoinfer.execution.batch import BatchShape, FlatPlan
 from nanoinfer.execution.decode_rows import FIELDS, StagedRows
 from nanoinfer.execution.staging import StagedDecodes, StagedPrefills
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _DECODES, _PREFILLS = 0, 1
 _DECODE_HEAD = 5
-_PREFILL_HEAD = 4 + NUM_FIELDS
+_PREFILL_HEAD = 6 + len(BatchShape._fields)
 
 
 def encode(step: StagedStep) -> Tensor:
@@ -32,7 +32,8 @@ def encode(step: StagedStep) -> Tensor:
         head = [_DECODES, step.restricted, step.replay, len(step.staged.order), rows.shape[1]]
         return torch.cat((torch.tensor(head), rows.flatten()))
     flat = step.flat
-    head = [_PREFILLS, step.restricted, flat.max_decode_context, flat.max_prefill_len, *flat.sizes]
+    bounds = flat.num_sampled, flat.max_decode_context, flat.max_prefill_len
+    head = [_PREFILLS, step.restricted, step.replay, *bounds, *flat.shape]
     return torch.cat((torch.tensor(head), flat.integers))
 
 
@@ -42,6 +43,7 @@ def decode(integers: Tensor) -> StagedStep:
         _, restricted, replay, num_rows, size = integers[:_DECODE_HEAD].tolist()
         rows = integers[_DECODE_HEAD:].view(FIELDS, size)
         return StagedDecodes(StagedRows(rows, np.arange(num_rows)), bool(restricted), bool(replay))
-    _, restricted, max_decode_context, max_prefill_len, *sizes = integers[:_PREFILL_HEAD].tolist()
-    flat = FlatPlan(integers[_PREFILL_HEAD:], tuple(sizes), max_decode_context, max_prefill_len)
-    return StagedPrefills(flat, bool(restricted))
+    _, restricted, replay, num_sampled, *bounds_and_shape = integers[:_PREFILL_HEAD].tolist()
+    bounds, shape = bounds_and_shape[:2], BatchShape(*bounds_and_shape[2:])
+    flat = FlatPlan(integers[_PREFILL_HEAD:], shape, num_sampled, *bounds)
+    return StagedPrefills(flat, bool(restricted), bool(replay))

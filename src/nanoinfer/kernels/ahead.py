@@ -116,13 +116,14 @@ def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
         int_zeros(1, dtype=torch.int64),
         int_zeros((1, 1), dtype=torch.int32),
     )
+    out = float_zeros(1, shapes.num_heads, shapes.head_dim)
     one = torch.ones(1, dtype=torch.int32, device=shapes.device)
     starts = torch.arange(2, dtype=torch.int32, device=shapes.device)
     group = shapes.num_heads // shapes.num_kv_heads
     tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, LONG)}
     return [
-        *(partial(decode_attention, *first, one, 1.0, cuts=cuts) for cuts in (None, WHOLE)),
-        *(partial(prefill_attention, *first, starts, one, longest, 1.0) for longest in tunings.values()),
+        *(partial(decode_attention, *first, one, 1.0, out, cuts=cuts) for cuts in (None, WHOLE)),
+        *(partial(prefill_attention, *first, starts, one, longest, 1.0, out) for longest in tunings.values()),
     ]
 
 
@@ -134,6 +135,7 @@ def _step_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     temperatures = torch.zeros(2, dtype=torch.float32, device=device)
     logits = torch.zeros((1, shapes.vocab_size), dtype=shapes.dtype, device=device)
     return [
-        partial(sample, logits, temperatures[:1], one, one),
+        # Steps that restrict the choice sample from float32, whatever the model's type.
+        *(partial(sample, logits.to(dtype), temperatures[:1], one, one) for dtype in {shapes.dtype, torch.float32}),
         partial(decode_inputs, integers, table, integers[:2, 0], temperatures, integers[:2, 0], shapes.block_size),
     ]

@@ -71,12 +71,17 @@ class Cuts(NamedTuple):
 WHOLE = Cuts(even_parts=1, most=1)
 
 
-def context_cuts(batch_size: int, num_kv_heads: int, multiprocessors: int) -> Cuts:
-    """Choose how to cut the contexts of a batch; all arguments are known when a CUDA graph is captured."""
+def context_cuts(batch_size: int, num_kv_heads: int, multiprocessors: int, *, sparse: bool = False) -> Cuts:
+    """Choose how to cut the contexts of a batch; all arguments are known when a CUDA graph is captured.
+
+    Where most rows may be no sequences, those that are may be few: then they have to be cut to fill the device.
+    """
     pairs = batch_size * num_kv_heads
+    even_parts = max(1, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_kv_heads)
+    if sparse:
+        return Cuts(even_parts, MOST_CUTS)
     if pairs > multiprocessors * FULL_PROGRAMS:
         return WHOLE
-    even_parts = max(1, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_kv_heads)
     spread = multiprocessors * SPREAD_PROGRAMS // pairs
     return Cuts(even_parts, min(max(spread, LEAST_CUTS), MOST_CUTS))
 
@@ -94,25 +99,28 @@ def decode_attention(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
+    out: Tensor,
+    *,
     max_context_len: int | None = None,  # noqa: ARG001  the reference's parameter
+    sparse: bool = False,
     cuts: Cuts | None = None,
     tuning: DecodeTuning | None = None,
-) -> Tensor:
+) -> None:
     """Store one new token per sequence and attend from it to its sequence.
 
     qkv (B, (Hq + 2 Hkv) * D), q_norm, k_norm, eps, cos_sin, positions, slot_mapping as in `qk_norm_rotary_store`;
     key/value blocks (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, entries behind a context are
-    not read; context_lens (B,) int32 counts the new token, 0 marks a padded row, whose result is of no use. Returns
-    (B, Hq, D) in qkv's dtype; accumulates in float32; float32 products are exact, not tf32. `cuts` and
-    `tuning` override what `context_cuts` and `decode_tuning` choose.
+    not read; context_lens (B,) int32 counts the new token, 0 marks a row that is no sequence, for which nothing is
+    written. Writes to out (B, Hq, D), contiguous, of qkv's dtype; accumulates in float32; float32 products are exact,
+    not tf32. `sparse` says that most rows may be no sequences. `cuts` and `tuning` override what `context_cuts` and
+    `decode_tuning` choose.
     """
     batch_size = len(qkv)
     _, block_size, num_kv_heads, head_dim = key_blocks.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    cuts = cuts or context_cuts(batch_size, num_kv_heads, num_multiprocessors(qkv.device))
+    cuts = cuts or context_cuts(batch_size, num_kv_heads, num_multiprocessors(qkv.device), sparse=sparse)
     whole = cuts.most == 1
     tuning = tuning or decode_tuning(qkv.dtype, whole=whole)
-    out = torch.empty((batch_size, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     num_programs = cuts.num_programs(batch_size)
     num_rows = 0 if whole else num_programs * num_heads
     _attention_kernel[(num_kv_heads, num_programs)](
@@ -154,7 +162,6 @@ def decode_attention(
         num_stages=tuning.num_stages,
         **({"EARLY": False} if whole else early_launch(qkv.device)),  # a full device has no room to begin early
     )
-    return out
 
 
 @cache
@@ -172,7 +179,7 @@ def _arrivals(device: torch.device) -> Tensor:
 
 @triton.jit
 def _num_tiles(context_len, TILE: tl.constexpr):
-    """Tiles of the cached keys, which exclude the new token; at least one, so that every row has a program."""
+    """Tiles of the cached keys, which exclude the new token; at least one, so that every sequence has a program."""
     return tl.maximum(tl.cdiv(context_len - 1, TILE), 1)
 
 
@@ -187,16 +194,17 @@ def _find_part(context_lens, num_seqs, even_parts, most_cuts, index, TILE: tl.co
     total = 0
     for start in range(0, num_seqs, CHUNK):
         is_row = start + row < num_seqs
-        tiles = _num_tiles(tl.load(context_lens + start + row, mask=is_row, other=0), TILE)
-        total += tl.sum(tl.where(is_row, tiles, 0), 0)
-    part_tiles = tl.cdiv(total, even_parts)
+        context_len = tl.load(context_lens + start + row, mask=is_row, other=0)
+        total += tl.sum(tl.where(context_len > 0, _num_tiles(context_len, TILE), 0), 0)
+    part_tiles = tl.maximum(tl.cdiv(total, even_parts), 1)
     seq = 0
     first = 0
     before = 0
     for start in range(0, num_seqs, CHUNK):
         is_row = start + row < num_seqs
-        tiles = _num_tiles(tl.load(context_lens + start + row, mask=is_row, other=0), TILE)
-        parts = tl.where(is_row, tl.minimum(tl.cdiv(tiles, part_tiles), most_cuts), 0)
+        context_len = tl.load(context_lens + start + row, mask=is_row, other=0)
+        parts = tl.minimum(tl.cdiv(_num_tiles(context_len, TILE), part_tiles), most_cuts)
+        parts = tl.where(context_len > 0, parts, 0)
         is_passed = is_row & (before + tl.cumsum(parts, 0) <= index)
         seq += tl.sum(is_passed.to(tl.int32), 0)
         first += tl.sum(tl.where(is_passed, parts, 0), 0)
@@ -300,7 +308,7 @@ def _attention_kernel(
         num_tiles = _num_tiles(cached_len + 1, TILE)
         part_tiles = num_tiles
         num_parts = 1
-        is_part = True
+        is_part = cached_len >= 0
     else:
         seq, first_index, part_tiles = _find_part(
             context_lens, num_seqs, even_parts, most_cuts, index, TILE, ROWS_AT_ONCE

@@ -67,18 +67,20 @@ def prefill_attention(
     context_lens: Tensor,
     max_query_len: int,
     scale: float,
+    out: Tensor,
     tuning: PrefillTuning | None = None,
-) -> Tensor:
-    """Store the new tokens of each sequence and attend from them, causally, to its cached and new tokens.
+) -> None:
+    """Store all T new tokens and attend from those of each sequence, causally, to its cached and new tokens.
 
     qkv (T, (Hq + 2 Hkv) * D): all query heads, then all key heads, then all value heads; sequences one after the other:
-    sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1; query_starts (B + 1,) int32. q_norm and k_norm (D,)
+    sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1, which may be none; query_starts (B + 1,) int32.
+    Rows before the first sequence and behind the last are stored, and left alone otherwise. q_norm and k_norm (D,)
     normalize each head before the rotation (Qwen3); both None leaves that out. positions and slot_mapping (T,) int64;
     cos_sin (max_position, D) float32 holds D/2 cosines, then D/2 sines. context_lens (B,) int32 counts cached and new
     tokens; key/value blocks (N, block_size, Hkv, D) of equal strides; block_table (B, M) int32, rows padded with any
     valid id. Row i of a sequence stands at position context_len - query_len + i, which positions repeat, and sees
-    positions up to its own. max_query_len steers the tile size. Returns (T, Hq, D) in qkv's dtype; accumulates in
-    float32; float32 products are exact float32.
+    positions up to its own. max_query_len steers the tile size. Writes to out (T, Hq, D), contiguous, of qkv's dtype;
+    accumulates in float32; float32 products are exact float32.
     """
     norm_rotary_store(qkv, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
     num_tokens = len(qkv)
@@ -88,7 +90,6 @@ def prefill_attention(
     tuning = tuning or prefill_tuning(qkv.dtype, group, max_query_len)
     queries = tuning.tile_rows // group
     num_seqs = context_lens.shape[0]
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     _prefill_kernel[(num_kv_heads, num_tokens // queries + num_seqs)](
         qkv,
         qkv if q_norm is None else q_norm,
@@ -117,7 +118,6 @@ def prefill_attention(
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
-    return out
 
 
 @triton.jit
@@ -125,7 +125,8 @@ def _find_sequence(query_starts, tile, num_seqs, QUERIES: tl.constexpr):
     """Return the sequence that owns a tile of queries.
 
     Sequence b's tiles begin at query_starts[b] // QUERIES + b: room for all its tiles whatever the alignment, so the
-    number of tiles depends on host-known sizes alone. A tile left over finds itself behind its sequence's end.
+    number of tiles depends on host-known sizes alone. A tile left over finds itself behind its sequence's end, or
+    before its begin, where other tokens come before the first sequence.
     """
     low = 0
     high = num_seqs
@@ -225,7 +226,7 @@ def _prefill_kernel(
     seq_start = tl.load(query_starts + seq)
     query_len = tl.load(query_starts + seq + 1) - seq_start
     first = (tile - seq_start // QUERIES - seq) * QUERIES
-    if first < query_len:
+    if (first >= 0) & (first < query_len):
         context_len = tl.load(context_lens + seq)
         row = tl.arange(0, ROWS)
         dim = tl.arange(0, HEAD_DIM)

@@ -186,15 +186,19 @@ def decode_attention(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
+    out: Tensor,
+    *,
     max_context_len: int | None = None,
-) -> Tensor:
+    sparse: bool = False,  # noqa: ARG001  a hint to the kernel
+) -> None:
     """Store one new token per sequence and attend from it to its sequence.
 
-    `qk_norm_rotary_store`, then `paged_decode`: their arguments and shapes. Returns (B, Hq, D) in qkv's dtype; the rows
-    that pad a batch (context length 0) come out as anything finite.
+    `qk_norm_rotary_store`, then `paged_decode`: their arguments and shapes. Writes to out (B, Hq, D) of qkv's dtype.
+    Rows whose context length is 0 are no sequences: what is written for them, here and in the cache, is undefined, and
+    may be nothing. `sparse` says that most rows may be of that kind.
     """
     query = qk_norm_rotary_store(qkv, q_norm, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
-    return paged_decode(query, key_blocks, value_blocks, block_table, context_lens, scale, max_context_len)
+    out.copy_(paged_decode(query, key_blocks, value_blocks, block_table, context_lens, scale, max_context_len))
 
 
 def paged_prefill(
@@ -209,11 +213,11 @@ def paged_prefill(
 ) -> Tensor:
     """Attend the new tokens of each sequence, causally, to all its tokens: cached ones and new ones.
 
-    query (T, Hq, D), sequences one after the other; sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1;
-    query_starts (B + 1,) int32; context_lens (B,) int32 counts cached and new tokens; block_table (B, M) int32, rows
-    padded with any valid id. Row i of a sequence stands at position context_len - query_len + i and sees positions up
-    to its own. max_query_len is the longest query (a host number, so that a launch grid needs no device read).
-    Returns (T, Hq, D) in query's dtype; accumulates in float32.
+    query (T, Hq, D), sequences one after the other; sequence b owns rows query_starts[b] .. query_starts[b + 1] - 1,
+    which may be none; query_starts (B + 1,) int32; context_lens (B,) int32 counts cached and new tokens; block_table
+    (B, M) int32, rows padded with any valid id. Row i of a sequence stands at position context_len - query_len + i and
+    sees positions up to its own. max_query_len is the longest query (a host number, so that a launch grid needs no
+    device read). Returns (T, Hq, D) in query's dtype, anything in rows that no sequence owns; accumulates in float32.
 
          position   0 ............ context_len - query_len ............ context_len - 1
                     | cached blocks |  row 0 of the query    ...      last row          |
@@ -246,20 +250,27 @@ def prefill_attention(
     context_lens: Tensor,
     max_query_len: int,
     scale: float,
-) -> Tensor:
-    """Store the new tokens of each sequence and attend from them, causally, to all its tokens.
+    out: Tensor,
+) -> None:
+    """Store all T new tokens and attend from those of each sequence, causally, to all its tokens.
 
-    `qk_norm_rotary_store`, then `paged_prefill`: their arguments and shapes. Returns (T, Hq, D) in qkv's dtype.
+    `qk_norm_rotary_store`, then `paged_prefill`: their arguments and shapes. Writes the sequences' rows of out
+    (T, Hq, D) of qkv's dtype, and no others.
     """
     query = qk_norm_rotary_store(qkv, q_norm, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
-    return paged_prefill(query, key_blocks, value_blocks, block_table, query_starts, context_lens, max_query_len, scale)
+    attended = paged_prefill(
+        query, key_blocks, value_blocks, block_table, query_starts, context_lens, max_query_len, scale
+    )
+    owned = slice(int(query_starts[0]), int(query_starts[-1]))
+    out[owned] = attended[owned]
 
 
 def _equal_shapes(starts: list[int], contexts: list[int]) -> dict[tuple[int, int], list[int]]:
     """Group sequences of equal (query length, context length): each group is one batched attention."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, context_len in enumerate(contexts):
-        groups[starts[row + 1] - starts[row], context_len].append(row)
+        if starts[row + 1] > starts[row]:
+            groups[starts[row + 1] - starts[row], context_len].append(row)
     return groups
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from nanoinfer.kernels.reference import attention_scale
@@ -22,13 +21,15 @@ class DecodeInputs:
     """Sequences with one query token each; B of them.
 
     block_table      (B, M) int32
-    context_lens     (B,) int32, the new token included; 0 marks a padded row
+    context_lens     (B,) int32, the new token included; 0 marks a row that is none
     max_context_len  upper bound of context_lens known to the host
+    sparse           whether most rows may be none
     """
 
     block_table: Tensor
     context_lens: Tensor
     max_context_len: int
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class PrefillInputs:
     """Sequences with several query tokens each, one after the other; B of them.
 
     block_table    (B, M) int32
-    query_starts   (B + 1,) int32, first row of each sequence among the prefill rows, then their number
+    query_starts   (B + 1,) int32, first token of each sequence, then the end of the last one
     context_lens   (B,) int32, cached and new tokens
     max_query_len  longest query, known to the host
     """
@@ -49,7 +50,9 @@ class PrefillInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionInputs:
-    """What attention needs to know of a step with T tokens: decode rows first, then prefill rows.
+    """What attention needs to know of a step with T tokens: decode rows first, then prefill rows, then padding.
+
+    Where there is padding, `decode` may have more rows than decode: those whose context is 0 are left to `prefill`.
 
     positions     (T,) int64
     slot_mapping  (T,) int64, where each token's keys and values go
@@ -75,6 +78,7 @@ class Attention(nn.Module):
         self.k_norm = empty_parameter(width) if config.qk_norm else None
         self.eps = config.rms_norm_eps
         self.scale = attention_scale(width)
+        self.heads_shape = config.num_heads, width
         self.ops = ops
 
     def forward(
@@ -93,63 +97,39 @@ class Attention(nn.Module):
         """Map the fused projection (T, (Hq + 2 Hkv) * D) to (T, Hq * D), each part of the step by its own kernels.
 
         Decode rows read what their own requests wrote in earlier steps, so they need not wait for the prefill rows.
+        What comes out for padding is undefined.
         """
-        num_decodes = 0 if inputs.decode is None else len(inputs.decode.context_lens)
-        decoded, prefilled = slice(num_decodes), slice(num_decodes, None)
-        parts = []
-        if inputs.decode is not None:
-            parts.append(self._decode(qkv[decoded], inputs, decoded, inputs.decode, cos_sin, kv_blocks))
-        if inputs.prefill is not None:
-            parts.append(self._prefill(qkv[prefilled], inputs, prefilled, inputs.prefill, cos_sin, kv_blocks))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
-
-    def _decode(
-        self,
-        qkv: Tensor,
-        inputs: AttentionInputs,
-        tokens: slice,
-        rows: DecodeInputs,
-        cos_sin: Tensor,
-        kv_blocks: Tensor,
-    ) -> Tensor:
-        return self.ops.decode_attention(
-            qkv,
-            self.q_norm,
-            self.k_norm,
-            self.eps,
-            cos_sin,
-            inputs.positions[tokens],
-            kv_blocks[0],
-            kv_blocks[1],
-            inputs.slot_mapping[tokens],
-            rows.block_table,
-            rows.context_lens,
-            self.scale,
-            rows.max_context_len,
-        )
-
-    def _prefill(
-        self,
-        qkv: Tensor,
-        inputs: AttentionInputs,
-        tokens: slice,
-        rows: PrefillInputs,
-        cos_sin: Tensor,
-        kv_blocks: Tensor,
-    ) -> Tensor:
-        return self.ops.prefill_attention(
-            qkv,
-            self.q_norm,
-            self.k_norm,
-            self.eps,
-            cos_sin,
-            inputs.positions[tokens],
-            kv_blocks[0],
-            kv_blocks[1],
-            inputs.slot_mapping[tokens],
-            rows.block_table,
-            rows.query_starts,
-            rows.context_lens,
-            rows.max_query_len,
-            self.scale,
-        )
+        out = qkv.new_empty((len(qkv), *self.heads_shape))
+        common = self.q_norm, self.k_norm, self.eps, cos_sin
+        if (decode := inputs.decode) is not None:
+            rows = slice(len(decode.context_lens))
+            self.ops.decode_attention(
+                qkv[rows],
+                *common,
+                inputs.positions[rows],
+                kv_blocks[0],
+                kv_blocks[1],
+                inputs.slot_mapping[rows],
+                decode.block_table,
+                decode.context_lens,
+                self.scale,
+                out[rows],
+                max_context_len=decode.max_context_len,
+                sparse=decode.sparse,
+            )
+        if (prefill := inputs.prefill) is not None:
+            self.ops.prefill_attention(
+                qkv,
+                *common,
+                inputs.positions,
+                kv_blocks[0],
+                kv_blocks[1],
+                inputs.slot_mapping,
+                prefill.block_table,
+                prefill.query_starts,
+                prefill.context_lens,
+                prefill.max_query_len,
+                self.scale,
+                out,
+            )
+        return out.flatten(1)

@@ -29,16 +29,17 @@ MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
 class Ops:
     """One implementation of each kernel. Signatures and shapes are those of `nanoinfer.kernels.reference`.
 
-    Callers pass tensors by position and use only what is returned: a kernel may overwrite inputs where the reference
-    says so. Steps that decode at most `few_rows` sequences use products with the small operations fused into them.
+    Callers pass tensors by position and use only what is returned, or the `out` that they gave: a kernel may overwrite
+    inputs where the reference says so. Steps that decode at most `few_rows` sequences use products with the small
+    operations fused into them.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     silu_and_mul: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    decode_attention: Callable[..., Tensor]
-    prefill_attention: Callable[..., Tensor]
+    decode_attention: Callable[..., None]
+    prefill_attention: Callable[..., None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     sample_shard: Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
     decode_inputs: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], DecodeRows]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoinfer.execution.batch import flatten
+from nanoinfer.execution.batch import BatchShape
 from nanoinfer.execution.channel import Channel, ChannelClosedError, Kind
 from nanoinfer.execution.decode_rows import StagedRows
 from nanoinfer.execution.seeds import Seeds
@@ -105,21 +105,39 @@ def plan():
     return StepPlan(0, Phase.MIXED, decodes, prefills)
 
 
-@pytest.mark.parametrize("restricted", [True, False])
-def test_prefills_come_back_field_by_field(restricted):
-    flat = flatten(plan(), Seeds(0), 100, pin_memory=False)
-    back = decode(encode(StagedPrefills(flat, restricted)))
+def stager():
+    return Stager(Seeds(0), num_slots=4, num_blocks=20, vocab_size=100, pin_memory=False)
+
+
+@pytest.mark.parametrize("shapes", [(), (BatchShape(9, 4, 3, 4, 5, 3),)])
+def test_prefills_come_back_field_by_field(shapes):
+    staged = stager().stage(plan(), (), shapes)
+    back = decode(encode(staged))
     assert isinstance(back, StagedPrefills)
-    assert back.restricted == restricted
+    assert (back.restricted, back.replay) == (staged.restricted, staged.replay)
+    flat = staged.flat
     assert torch.equal(back.flat.integers, flat.integers)
-    assert (back.flat.sizes, back.flat.max_decode_context, back.flat.max_prefill_len) == (flat.sizes, 17, 3)
+    assert (back.flat.shape, back.flat.num_sampled) == (flat.shape, 2)
+    assert (back.flat.max_decode_context, back.flat.max_prefill_len) == (17, 3)
+
+
+def test_steps_are_replayed_where_a_graph_holds_them_and_no_choice_is_restricted():
+    shape = BatchShape(9, 4, 3, 4, 5, 3)
+    free = StepPlan(0, Phase.MIXED, plan().decodes, (plan().prefills[0]._replace(sampling=SamplingParams()),))
+    assert [stager().stage(free, (), shapes).replay for shapes in ((), (shape,), (shape._replace(tokens=3),))] == [
+        False,
+        True,
+        False,
+    ]
+    limited = stager().stage(plan(), (), (shape,))
+    assert (limited.replay, limited.flat.shape.tokens) == (False, 4)
 
 
 def test_a_slot_with_limits_restricts_every_step_that_samples_it_and_no_other():
-    stager = Stager(Seeds(0), num_slots=4, num_blocks=20, vocab_size=100, pin_memory=False)
-    assert stager.stage(plan(), (1, 2)).restricted
+    own = stager()
+    assert own.stage(plan(), (1, 2)).restricted
     limited, free = (ScheduledRequest(12, slot, 7, 1, None, (), 2, True, 1, None) for slot in (2, 3))
-    alone = stager.stage(StepPlan(1, Phase.DECODE, (free,), ()), (1, 2))
-    both = stager.stage(StepPlan(2, Phase.DECODE, (free, limited), ()), (1, 2))
+    alone = own.stage(StepPlan(1, Phase.DECODE, (free,), ()), (1, 2))
+    both = own.stage(StepPlan(2, Phase.DECODE, (free, limited), ()), (1, 2))
     assert (alone.restricted, alone.replay) == (False, True)
     assert (both.restricted, both.replay) == (True, False)

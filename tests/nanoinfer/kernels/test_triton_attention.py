@@ -22,7 +22,7 @@ QWEN3_06B = {"heads": 16, "kv_heads": 8, "head_dim": 128}
 class Case:
     """New tokens of sequences with a cache, whose free places are poisoned: who lets one in returns NaN.
 
-    A context of 0 is a padded row of a decode step: it has a token, which is written to a block of its own.
+    A context of 0 is a row that pads a decode step: it has a token, of which nothing may be written.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Case:
         self.contexts = contexts
         self.max_query_len = max(query_lens)
         self.scale = head_dim**-0.5
+        self.heads_shape = heads, head_dim
         self.qkv = draw(sum(query_lens), (heads + 2 * kv_heads) * head_dim).to(dtype).to(device)
         self.norms = [draw(head_dim).abs().add(0.5).to(dtype).to(device) if norm else None for _ in range(2)]
         self.cos_sin = torch.cat((angles.cos(), angles.sin()), -1).to(device)
@@ -69,35 +70,39 @@ class Case:
         return (self.qkv, *self.norms, EPS, self.cos_sin, self.positions, blocks[0], blocks[1], self.slots, self.table)
 
     def decode(self, kernel=decode_attention, blocks=None, context_lens=None, **options):
-        lens = self.context_lens if context_lens is None else context_lens
-        return kernel(*self._first(self.blocks if blocks is None else blocks), lens, self.scale, **options)
+        lens, out = self.context_lens if context_lens is None else context_lens, self.new_out()
+        kernel(*self._first(self.blocks if blocks is None else blocks), lens, self.scale, out, **options)
+        return out
 
     def prefill(self, kernel=prefill_attention, blocks=None, **options):
-        first = self._first(self.blocks if blocks is None else blocks)
-        return kernel(*first, self.starts, self.context_lens, self.max_query_len, self.scale, **options)
+        first, out = self._first(self.blocks if blocks is None else blocks), self.new_out()
+        kernel(*first, self.starts, self.context_lens, self.max_query_len, self.scale, out, **options)
+        return out
 
-    def exact(self):
-        """The reference's result and cache, with zeros in place of the poison that it would multiply by zero."""
-        blocks = self.blocks.nan_to_num()
-        return self.prefill(reference.prefill_attention, blocks), blocks
+    def new_out(self):
+        return torch.full((len(self.qkv), *self.heads_shape), torch.nan, dtype=self.qkv.dtype, device=self.qkv.device)
 
     def check(self, found, tolerance=None):
-        """Whether results and cache equal the reference's; padded rows have to be finite."""
+        """Whether results and cache equal the reference's; rows of no sequence are left as they were."""
         tolerance = TOLERANCE[self.qkv.dtype] if tolerance is None else tolerance
-        real = torch.tensor([length > 0 for length in self.contexts], device=self.qkv.device)
-        rows = real if len(found) == len(real) else torch.ones(len(found), dtype=torch.bool, device=self.qkv.device)
-        assert found.isfinite().all()
-        expected, blocks = self.exact() if rows is not real or real.all() else self._exact_without_padding(real)
-        assert relative_error(found[rows], expected) < tolerance
-        own = self.slots[rows]
+        real = self.context_lens.repeat_interleave(self.starts.diff()) > 0
+        blocks = self.blocks.nan_to_num()  # the reference would multiply the poison by zero
+        expected = self._exact_decode(blocks, real) if self.max_query_len == 1 else self._exact_prefill(blocks)
+        assert relative_error(found[real], expected[real]) < tolerance
+        own = self.slots[real]
         assert relative_error(self.blocks.flatten(1, 2)[:, own], blocks.flatten(1, 2)[:, own]) < tolerance
+        assert found[~real].isnan().all()
+        assert self.blocks.flatten(1, 2)[:, self.slots[~real]].isnan().all()
 
-    def _exact_without_padding(self, real):
-        blocks = self.blocks.nan_to_num()
-        rest = (self.positions[real], blocks[0], blocks[1], self.slots[real], self.table[real])
-        lens = self.context_lens[real]
-        out = reference.decode_attention(self.qkv[real], *self.norms, EPS, self.cos_sin, *rest, lens, self.scale)
-        return out, blocks
+    def _exact_prefill(self, blocks):
+        return self.prefill(reference.prefill_attention, blocks)
+
+    def _exact_decode(self, blocks, real):
+        out, exact = self.new_out(), self.new_out()[real]
+        rest = (self.positions[real], blocks[0], blocks[1], self.slots[real], self.table[real], self.context_lens[real])
+        reference.decode_attention(self.qkv[real], *self.norms, EPS, self.cos_sin, *rest, self.scale, exact)
+        out[real] = exact
+        return out
 
 
 def relative_error(out, expected):
@@ -150,6 +155,23 @@ def test_contexts_are_cut_until_the_device_is_full(batch_size, expected):
     assert context_cuts(batch_size, 8, 132) == expected
 
 
+@pytest.mark.parametrize("batch_size", [1, 256])
+def test_contexts_of_a_batch_that_may_be_mostly_padding_are_cut_for_the_few_that_are_real(batch_size):
+    assert context_cuts(batch_size, 8, 132, sparse=True) == Cuts(297, 32)
+
+
+@pytest.mark.parametrize("contexts", [[0, 0, 0], [0, 33, 0, 0, 90, 0], [40] + [0] * 7])
+@pytest.mark.parametrize("cuts", [Cuts(1, 1), Cuts(7, 32)], ids=str)
+def test_rows_of_no_sequence_are_left_alone_wherever_they_stand(contexts, cuts, device):
+    case = decode_case(contexts, device, **SMALL)
+    found = case.decode(cuts=cuts)
+    if any(contexts):
+        case.check(found)
+    else:
+        assert found.isnan().all()
+    assert not _arrivals(found.device).any()
+
+
 def test_the_grid_has_room_for_every_part():
     assert Cuts(1, 1).num_programs(300) == 300
     assert Cuts(297, 32).num_programs(1) == 32
@@ -179,6 +201,31 @@ def test_prefill_handles_every_grouping_of_heads(heads, kv_heads, head_dim, norm
 def test_prefill_result_does_not_depend_on_the_tile(tile_rows, tile_keys, device):
     case = Case([70, 3], [70, 67], device, **SMALL, block_size=32, dtype=torch.float16)
     case.check(case.prefill(tuning=PrefillTuning(tile_rows, tile_keys, 4, 2)))
+
+
+@pytest.mark.parametrize("num_decodes", [1, 37])
+def test_decode_rows_prompts_and_padding_share_one_step(num_decodes, device):
+    """Decode rows, a prefix hit, a prompt, a chunk, and 11 tokens of padding; more rows than decode are said to."""
+    contexts = [*range(20, 20 + num_decodes), 30, 40, 21, 11]
+    case = Case([*[1] * num_decodes, 9, 40, 5, 11], contexts, device, **SMALL)
+    blocks = case.blocks.nan_to_num()
+    expected, found = case.prefill(reference.prefill_attention, blocks), case.new_out()
+    is_decode = torch.arange(len(contexts), device=device) < num_decodes
+    empty = torch.zeros(2, dtype=torch.int32, device=device)
+    starts = torch.cat((case.starts[num_decodes:-1], case.starts[-2] + empty))
+    prompt_lens = torch.cat((case.context_lens[num_decodes:-1], empty))
+    prompt_table = torch.cat((case.table[num_decodes:], case.table[:1]))
+    norms = (*case.norms, EPS, case.cos_sin)
+    rows = slice(len(contexts))
+    stored = (case.positions[rows], *case.blocks, case.slots[rows], case.table)
+    lens = torch.where(is_decode, case.context_lens, 0)
+    decode_attention(case.qkv[rows], *norms, *stored, lens, case.scale, found[rows], sparse=True)
+    stored = (case.positions, *case.blocks, case.slots, prompt_table)
+    prefill_attention(case.qkv, *norms, *stored, starts, prompt_lens, 40, case.scale, found)
+    own = slice(len(found) - 11)
+    assert relative_error(found[own], expected[own]) < TOLERANCE[torch.float32]
+    assert found[-11:].isnan().all()
+    assert relative_error(case.blocks.flatten(1, 2)[:, case.slots], blocks.flatten(1, 2)[:, case.slots]) < 1e-6
 
 
 def test_decode_kernel_and_prefill_kernel_agree_on_single_tokens(device):
