@@ -7,6 +7,7 @@ W2       256 requests of 100 to 1,024 prompt and output tokens each, uniformly d
 W3       one request of 512 prompt and 128 output tokens
 W4       100 requests of 512 prompt and 128 output tokens, 70 of which share their first 80 %, prefix cache off and on
 prefill  256 requests of 512 prompt tokens and 1 output token
+ttft     one request of 16 to 8,192 prompt tokens and 1 output token, each length by itself
 startup  from the start of the process to the first token, weights read from disk, compiled kernels cached or not
 
 Every repeat draws new prompts, repeat i from random.Random(i) (W2: 0 always), token ids 0 to 10,000; temperature 0.6,
@@ -14,7 +15,7 @@ the stop token ignored. Time is wall clock around `LLM.generate`, after one warm
 printed, and their median. The model is Qwen3-0.6B's shape with random weights, or another size's, or a folder's.
 
 Floor    (weights once a step + every key and value attended to) / read bandwidth + FLOPs of prompt tokens that were not
-         cached / matrix rate, the two peaks measured here just before. `share` is floor / median: 100 % would be a
+         cached / matrix rate (or the weights once, where that takes longer), the two peaks measured here just before. `share` is floor / median: 100 % would be a
          perfect program. Start-up has none: most of it is the import of libraries.
 --profile runs decode steps of W1 under the profiler: share of the time in which the device works, time by kernel.
 """
@@ -31,6 +32,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,9 +46,10 @@ from nanoinfer.model.destinations import destinations
 from nanoinfer.model.ops import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from nanoinfer.execution.profile import DeviceProfile
+    from nanoinfer.request import StepFacts
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -90,7 +93,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 HIGHEST_TOKEN_ID = 10_000
 TEMPERATURE = 0.6
-SECTIONS = ("startup", "w3", "prefill", "w1", "w2", "w4")
+PROMPT_LENGTHS = (16, 100, 256, 512, 1000, 2048, 4096, 8192)
+SECTIONS = ("startup", "w3", "ttft", "prefill", "w1", "w2", "w4")
 PROFILED_STEPS = 40
 KERNELS_SHOWN = 20
 
@@ -149,6 +153,9 @@ WORKLOADS: dict[str, Callable[[int], Workload]] = {
     "w4": shared,
     "prefill": lambda seed: fixed(seed, 256, 512, 1),
 }
+PROMPTS: dict[str, Callable[[int], Workload]] = {
+    f"ttft-{length}": partial(fixed, num_requests=1, prompt_tokens=length, output_tokens=1) for length in PROMPT_LENGTHS
+}
 
 
 # --- what the machine can do ------------------------------------------------------------------------------------------
@@ -205,7 +212,8 @@ def floor_seconds(
         prompt_flops(len(prompt), num_cached, model)
         for prompt, num_cached in zip(workload.prompts, cached, strict=True)
     )
-    return num_bytes / peaks.read_bytes_per_s + num_flops / peaks.flops_per_s
+    prompts_s = max(num_flops / peaks.flops_per_s, weights_bytes / peaks.read_bytes_per_s)
+    return num_bytes / peaks.read_bytes_per_s + prompts_s
 
 
 def prompt_flops(num_tokens: int, num_cached: int, model: ModelConfig) -> float:
@@ -221,6 +229,34 @@ def prompt_flops(num_tokens: int, num_cached: int, model: ModelConfig) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of a kind: medians of the host's time to launch one and of the device's own, the share that was replayed."""
+
+    count: int
+    launch_ms: float | None
+    device_ms: float | None
+    replayed: float | None
+
+    @classmethod
+    def of(cls, facts: list[StepFacts]) -> Steps:
+        """Sum steps up."""
+        if not facts:
+            return cls(0, None, None, None)
+        return cls(
+            count=len(facts),
+            launch_ms=statistics.median((step.launched_ns - step.begin_ns) / 1e6 for step in facts),
+            device_ms=statistics.median((step.device_ns or 0) / 1e6 for step in facts),
+            replayed=sum(step.graph for step in facts) / len(facts),
+        )
+
+    def __str__(self) -> str:
+        """Return what a line has room for."""
+        if not self.count:
+            return "none"
+        return f"{self.count} x host {self.launch_ms:.2f} device {self.device_ms:.2f} ms, {self.replayed:.0%} replayed"
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """All repeats of one workload; `share` is floor_s / median_s."""
 
@@ -231,19 +267,18 @@ class Timing:
     output_tokens: int
     floor_s: float
     share: float
-    decode_launch_ms: float | None
-    decode_device_ms: float | None
-    replayed_steps: float
+    decode_steps: Steps
+    prompt_steps: Steps
 
 
 def time_workload(name: str, llm: LLM, repeats: int, peaks: Peaks) -> Timing:
     """Warm up once, then time every repeat."""
-    make = WORKLOADS[name]
+    make = (WORKLOADS | PROMPTS)[name]
     run(llm, make(1_000))
     llm.take_step_facts()
     runs = [run(llm, make(seed)) for seed in range(repeats)]
     seconds, first = [run.seconds for run in runs], make(0)
-    decodes = [step for step in llm.take_step_facts() if step.phase == "decode"]
+    steps = llm.take_step_facts()
     weights_bytes, itemsize = llm.memory().weights_bytes, llm.dtype.itemsize
     floor_s = floor_seconds(first, runs[0].cached, llm.model_config, weights_bytes, itemsize, peaks)
     timing = Timing(
@@ -254,9 +289,8 @@ def time_workload(name: str, llm: LLM, repeats: int, peaks: Peaks) -> Timing:
         output_tokens=sum(first.output_lengths),
         floor_s=floor_s,
         share=floor_s / statistics.median(seconds),
-        decode_launch_ms=_median((step.launched_ns - step.begin_ns) / 1e6 for step in decodes),
-        decode_device_ms=_median((step.device_ns or 0) / 1e6 for step in decodes),
-        replayed_steps=sum(step.graph for step in decodes) / max(1, len(decodes)),
+        decode_steps=Steps.of([step for step in steps if step.phase == "decode"]),
+        prompt_steps=Steps.of([step for step in steps if step.phase != "decode"]),
     )
     print_timing(timing)
     return timing
@@ -282,22 +316,13 @@ def run(llm: LLM, workload: Workload) -> Run:
     return Run(seconds, [output.facts.num_cached_tokens for output in outputs])
 
 
-def _median(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return statistics.median(listed) if listed else None
-
-
 def print_timing(timing: Timing) -> None:
     """Print one line."""
     share = f"{timing.share:6.1%} of the floor's speed"
     spread = " ".join(f"{seconds:.4f}" for seconds in timing.seconds)
     rate = (timing.output_tokens if timing.output_tokens > len(timing.seconds) else 0) / timing.median_s
-    step = (
-        f"host {timing.decode_launch_ms:.2f} device {timing.decode_device_ms:.2f} ms/step"
-        if timing.decode_launch_ms
-        else ""
-    )
-    print(f"{timing.name:<12} {timing.median_s:8.4f} s  {rate:9.0f} out/s  {share}  {step}  [{spread}]", flush=True)
+    steps = f"decodes {timing.decode_steps}; prompts {timing.prompt_steps}"
+    print(f"{timing.name:<12} {timing.median_s:8.4f} s  {rate:9.0f} out/s  {share}  [{spread}]  {steps}", flush=True)
 
 
 # --- profile ----------------------------------------------------------------------------------------------------------
@@ -445,7 +470,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     record["model"] = str(arguments.model or f"Qwen3 {arguments.size}, random weights")
     if "startup" in chosen:
         record["startup"] = time_startup(folder, arguments.dtype, arguments.repeats)
-    if not set(chosen) & set(WORKLOADS):
+    if chosen == ["startup"]:
         return record
     options: dict[str, Any] = {
         "weights": "synthetic",
@@ -461,8 +486,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"{record['device']}, torch {torch.__version__}, {options}, {peaks}", flush=True)
     with LLM(str(folder), prefix_cache=False, **options) as llm:
         print(f"{llm.cuda_graphs}, {llm.memory()}", flush=True)
-        for name in (name for name in chosen if name in WORKLOADS):
-            record["timings"].append(asdict(time_workload(name, llm, arguments.repeats, peaks)))
+        for section in chosen:
+            for name in PROMPTS if section == "ttft" else [section] if section in WORKLOADS else []:
+                record["timings"].append(asdict(time_workload(name, llm, arguments.repeats, peaks)))
         if arguments.profile:
             record["profiles"] = [profile_decode(llm, 256), profile_decode(llm, 1), profile_prefill(llm)]
     if "w4" in chosen:

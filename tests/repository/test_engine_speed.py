@@ -48,7 +48,8 @@ def test_cached_tokens_cost_what_computing_them_alone_would(tool, model):
 def test_the_floor_of_one_decoded_token_is_the_time_to_read_weights_and_keys(tool, model):
     peaks = tool.Peaks(read_bytes_per_s=1e12, copy_bytes_per_s=1e12, flops_per_s=float("inf"))
     workload = tool.Workload([[1] * 100], [2])
-    num_bytes = 1e9 + 101 * 2 * 28 * 8 * 128 * 2  # one step reads the weights, and the prompt's and its own keys
+    # Both steps read the weights, the second one the prompt's and its own keys.
+    num_bytes = 2e9 + 101 * 2 * 28 * 8 * 128 * 2
     assert tool.floor_seconds(workload, [0], model, 10**9, 2, peaks) == pytest.approx(num_bytes / 1e12)
 
 
