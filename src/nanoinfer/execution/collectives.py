@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from nanoinfer.execution.group import GroupCollectives
-from nanoinfer.execution.symmetric import symmetric_collectives
+from nanoinfer.execution.symmetric import compile_sums, symmetric_collectives
 from nanoinfer.model.parallel import TensorParallel
 
 if TYPE_CHECKING:
@@ -32,16 +33,19 @@ def join(
     largest_bytes: int,
 ) -> TensorParallel:
     """Meet the other ranks and decide how sums, of up to `largest_bytes`, travel; a collective call."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if device.type != "cuda":
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+        return TensorParallel(rank, size, GroupCollectives())
+    torch.cuda.set_device(device)
+    with ThreadPoolExecutor(1) as thread:  # compilers work while the ranks meet
+        if all_reduce == "auto":
+            thread.submit(compile_sums, size, device, dtype)
         dist.init_process_group(
             "nccl", store=store, rank=rank, world_size=size, timeout=GROUP_TIMEOUT, device_id=device
         )
-    else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
-    library = GroupCollectives()
-    library.all_reduce(torch.zeros(1, device=device))  # connections are made by the first collective, not in a graph
-    if device.type != "cuda" or all_reduce == "nccl":
+        library = GroupCollectives()
+        library.all_reduce(torch.zeros(1, device=device))  # the first collective connects, which no graph can record
+    if all_reduce == "nccl":
         return TensorParallel(rank, size, library)
     symmetric = symmetric_collectives(library, rank, device, dtype, largest_bytes=largest_bytes)
     return TensorParallel(rank, size, symmetric or library)

@@ -11,20 +11,24 @@ ways work inside CUDA graphs, and neither uses multicast.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor
+    from collections.abc import Sequence
 
     from nanoinfer.execution.group import GroupCollectives
 
 Result = TypeVar("Result")
+Sharing = Callable[[tuple[int, ...], torch.dtype, torch.device], tuple[Tensor, list[Tensor], Tensor]]
 Way = TypeVar("Way", "Pushes", "Shares")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -69,19 +73,21 @@ class SymmetricCollectives:
 
 
 class Pushes:
-    """Sums of up to PUSH_BYTES by `kernels.push_sum`. Making one is a collective call; `reset` comes before its use.
+    """Sums of up to PUSH_BYTES by `kernels.push_sum`. Making one is a collective call, and so is `shared`.
 
-    Compiled here for `dtypes`, so that no rank waits for another's compiler.
+    Compiled here for `dtypes`, so that no rank waits for another's compiler; `reset` comes before its use.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, dtypes: Sequence[torch.dtype], shared: Sharing
+    ) -> None:
         from nanoinfer.kernels import push_sum  # noqa: PLC0415  Triton is there with CUDA only
 
         self.probes = (UNIT_BYTES, PUSH_BYTES, 1 << 11, PUSH_BYTES, 1 << 11)
         self._rank = rank
         self._kernel = push_sum.push_sum
         num_words = PUSH_BYTES // WORD_BYTES
-        self._received, self._peers, self._addresses = _shared((2, size, num_words), torch.int64, device)
+        self._received, self._peers, self._addresses = shared((2, size, num_words), torch.int64, device)
         self._counts = torch.zeros(num_words // push_sum.WORDS, dtype=torch.int32, device=device)
         for dtype in dtypes:
             self.sum(torch.zeros(2, dtype=dtype, device=device), looks=1)
@@ -103,10 +109,17 @@ class Pushes:
 
 
 class Shares:
-    """Sums by `kernels.share_sum` in a buffer of `num_bytes`. Making one is a collective call; `reset` as above."""
+    """Sums by `kernels.share_sum` in a buffer of `num_bytes`; all else as above."""
 
     def __init__(
-        self, rank: int, size: int, device: torch.device, num_bytes: int, dtypes: Sequence[torch.dtype] = DTYPES
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        dtypes: Sequence[torch.dtype],
+        shared: Sharing,
+        *,
+        num_bytes: int,
     ) -> None:
         from nanoinfer.kernels import share_sum  # noqa: PLC0415  as above
 
@@ -114,11 +127,11 @@ class Shares:
         self.probes = (UNIT_BYTES, num_bytes, UNIT_BYTES, num_bytes)
         self._rank = rank
         self._kernel = share_sum.share_sum
-        self._buffer, self._peers, self._addresses = _shared((num_bytes,), torch.uint8, device)
-        self._flags, self._peers_flags, self._flag_addresses = _shared((size, share_sum.PROGRAMS), torch.int32, device)
+        self._buffer, self._peers, self._addresses = shared((num_bytes,), torch.uint8, device)
+        self._flags, self._peers_flags, self._flag_addresses = shared((size, share_sum.PROGRAMS), torch.int32, device)
         self._counts = torch.zeros(share_sum.PROGRAMS, dtype=torch.int32, device=device)
         for dtype in dtypes:
-            self.sum(self.place((UNIT_BYTES,), dtype), looks=1)
+            self.sum(self.place((UNIT_BYTES // dtype.itemsize,), dtype), looks=1)
         torch.cuda.synchronize(device)
 
     def reset(self) -> None:
@@ -170,11 +183,44 @@ def symmetric_collectives(
     agreed = _Agreement(library, rank, device)
     if agreed.on("symmetric memory", lambda: _check_access(device)) is None:
         return None
-    size, dtypes = dist.get_world_size(), tuple(dict.fromkeys((torch.float32, dtype)))  # in one order on every rank
+    size, dtypes = dist.get_world_size(), _probed(dtype)
     num_bytes = min(MOST_SHARED_BYTES, -(-largest_bytes // UNIT_BYTES) * UNIT_BYTES)
-    pushes = _proved(agreed, "push", lambda: Pushes(rank, size, device, dtypes), rank, device, dtypes)
-    shares = _proved(agreed, "share", lambda: Shares(rank, size, device, num_bytes, dtypes), rank, device, dtypes)
+    pushes = _proved(agreed, "push", lambda: Pushes(rank, size, device, dtypes, _shared), rank, device, dtypes)
+    make_shares = partial(Shares, rank, size, device, dtypes, _shared, num_bytes=num_bytes)
+    shares = _proved(agreed, "share", make_shares, rank, device, dtypes)
     return None if pushes is None and shares is None else SymmetricCollectives(library, pushes, shares)
+
+
+def compile_sums(size: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Let Triton compile what `symmetric_collectives` will use; this rank plays all ranks. Errors show up there."""
+    torch.cuda.set_device(device)  # every thread has a current device of its own
+    if size not in RANKS:
+        return
+    ways = [
+        partial(make, 0, size, device, (one,), _own_memory)
+        for make in (Pushes, partial(Shares, num_bytes=UNIT_BYTES))
+        for one in _probed(dtype)
+    ]
+    with suppress(Exception), ThreadPoolExecutor(len(ways), thread_name_prefix="compile") as threads:
+        list(threads.map(lambda make: _on(device, make), ways))
+
+
+def _on(device: torch.device, make: Callable[[], object]) -> None:
+    with torch.cuda.device(device):
+        make()
+
+
+def _probed(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Return the types that sums will have, in one order on every rank."""
+    return tuple(dict.fromkeys((torch.float32, dtype)))
+
+
+def _own_memory(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Stand in for `_shared` on one device, with as many ranks as the kernels have."""
+    own = torch.zeros(shape, dtype=dtype, device=device)
+    return own, [own], torch.full((max(RANKS),), own.data_ptr(), device=device)
 
 
 def _proved(

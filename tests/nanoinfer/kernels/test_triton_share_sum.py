@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("the interpreter's turn; several GPUs are tested as engines", allow_module_level=True)
+from nanoinfer.execution.symmetric import Pushes, Shares, _own_memory
 from nanoinfer.kernels.share_sum import PROGRAMS, TILE_BYTES, share_sum
 
 RANKS = 2
@@ -79,3 +80,15 @@ def test_a_rank_without_patience_goes_on_alone():
     assert other.tolist() == [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]  # its own share, to everybody
     assert other_flags[0, 0] == 2  # it has come twice
     assert arguments[-1][0] == 1
+
+
+def test_a_rank_that_plays_all_ranks_runs_the_kernels_once_and_can_forget_it(monkeypatch):
+    """So they are compiled before the others are there."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    dtypes, device = (torch.float32, torch.float16), torch.device("cpu")
+    pushes = Pushes(0, RANKS, device, dtypes, _own_memory)
+    shares = Shares(0, RANKS, device, dtypes, _own_memory, num_bytes=16)
+    assert int(pushes._counts[0]) == int(shares._counts[0]) == len(dtypes)
+    for way in (pushes, shares):
+        way.reset()
+        assert not way._counts.any()
