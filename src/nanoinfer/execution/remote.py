@@ -12,7 +12,7 @@ import torch
 
 from nanoinfer.execution.channel import Kind
 from nanoinfer.execution.contract import Execution
-from nanoinfer.execution.cuda_graphs import GraphFacts, padded_batch_sizes
+from nanoinfer.execution.cuda_graphs import GraphFacts, GraphSizes, graph_sizes
 from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.meeting import Host, Meeting, accept
 from nanoinfer.execution.memory import MemoryFacts
@@ -45,7 +45,7 @@ class RemoteHandle:
     @property
     def graph(self) -> bool:
         """Whether a CUDA graph is replayed."""
-        return isinstance(self.step, StagedDecodes) and self.step.replay
+        return self.step.replay
 
     def tokens(self) -> list[int]:
         """Wait for the ids, one for each sampled row in the plan's order."""
@@ -65,14 +65,14 @@ class RemoteHandle:
 class RemoteRunner:
     """Runs plans on the ranks."""
 
-    def __init__(self, workers: Workers, stager: Stager, graph_sizes: tuple[int, ...]) -> None:
+    def __init__(self, workers: Workers, stager: Stager, sizes: GraphSizes) -> None:
         self._workers = workers
         self._stager = stager
-        self._graph_sizes = graph_sizes
+        self._graph_sizes = sizes
 
     def launch(self, plan: StepPlan) -> RemoteHandle:
         """Send one step to all ranks and return without waiting for it."""
-        step = self._stager.stage(plan, self._graph_sizes)
+        step = self._stager.stage(plan, *self._graph_sizes)
         self._workers.broadcast(Kind.STEP, integers=encode(step))
         return RemoteHandle(self._workers, step)
 
@@ -135,6 +135,7 @@ def _execution(
 ) -> Execution:
     first = facts[0]
     graphs = None if first["graphs"] is None else GraphFacts(**first["graphs"])
+    sizes = GraphSizes() if graphs is None else graph_sizes(config, first["max_model_len"])
     stager = Stager(
         Seeds(config.seed),
         num_slots=config.max_num_seqs,
@@ -143,7 +144,7 @@ def _execution(
         pin_memory=False,
     )
     return Execution(
-        runner=RemoteRunner(workers, stager, () if graphs is None else padded_batch_sizes(config.max_num_seqs)),
+        runner=RemoteRunner(workers, stager, sizes),
         device=torch.device(first["device"]),
         dtype=getattr(torch, first["dtype"]),
         num_blocks=first["num_blocks"],
