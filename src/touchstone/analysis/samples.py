@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,9 +24,8 @@ NO_SCHEDULED = NotAvailable(
 NO_REQUESTS = NotAvailable(Bilingual("the trace holds no request", "记录中没有请求"))
 
 
-@dataclass(frozen=True, slots=True)
-class TimedStep:
-    """A step and the time attributed to it alone."""
+class TimedStep(NamedTuple):
+    """A step and the time attributed to it alone; a tuple, because a run has thousands and every metric makes them."""
 
     step: StepTrace
     attributed_ns: int

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from touchstone.analysis.results import write_results
-from touchstone.reporting.lint import template_digit_faults
-from touchstone.reporting.markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary, markdown_environment
+from touchstone.ledger import LEDGER_NAME
+from touchstone.reporting.markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary
 from touchstone.reporting.report import render_report
 from touchstone.reporting.run_folder import load_run
 from touchstone.reporting.wording import wording_sha256
@@ -29,16 +29,6 @@ FOLDERS = ("results", "figures")
 _EXCERPT = 60
 
 
-def typed_in_numbers() -> tuple[Fault, ...]:
-    """Digits that a template states by itself."""
-    environment = markdown_environment("en", Glossary.load(TEMPLATES / GLOSSARY_FILE))
-    return tuple(
-        Fault(f"templates/{name}", fault)
-        for name in environment.list_templates(extensions=["j2"])
-        for fault in template_digit_faults(environment, (TEMPLATES / name).read_text(encoding="utf-8"))
-    )
-
-
 def made_again(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[int, tuple[Fault, ...]]:
     """Make everything again in a folder of its own; return how many files were compared, and what differs.
 
@@ -47,7 +37,10 @@ def made_again(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[in
     if stale := tuple(other_wording(run_dir)):
         return 0, stale
     with tempfile.TemporaryDirectory() as folder:
-        lints = make(run_dir, Path(folder), experiments)
+        try:
+            lints = make(run_dir, Path(folder), experiments)
+        except (ValueError, KeyError) as error:
+            return 0, (Fault(LEDGER_NAME, f"no report can be made from it: {error}"),)
         compared, faults = differences(run_dir, Path(folder))
     return compared, (*faults, *(Fault("report", lint) for lint in lints))
 

@@ -327,6 +327,7 @@ def _trace(compressed: bytes, sha256: str, *, packed: bool) -> Json:
 
 def _places(emissions: list[int], num_moments: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Hold the places of a request's tokens as an array: as lists, those of a whole paper would fill a gigabyte."""
-    if emissions and not 0 <= min(emissions) <= max(emissions) < num_moments:
+    places = np.array(emissions, dtype=np.int64)
+    if emissions and not 0 <= places.min() <= places.max() < num_moments:
         raise ValueError(f"a token names a moment that is none of the {num_moments}")
-    return np.array(emissions, dtype=np.int32)
+    return places.astype(np.int32)

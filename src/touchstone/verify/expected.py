@@ -112,7 +112,7 @@ def compared_metric(name: str) -> str:
 
 def _described(test: TestEvidence, name: str, arm: str, *, key: bool) -> Json:
     head: Json = {"metric": name, "arm": arm, "unit": METRICS[name].unit, "key": key}
-    cells = [[METRICS[name].compute(run.facts) for run in row] for row in test.of_arm(arm)]
+    cells = [[run.value(name) for run in row] for row in test.of_arm(arm)]
     missing = any(cell is None for row in cells for cell in row)
     published = test.published_for(arm)
     if not published or missing:
@@ -201,7 +201,7 @@ def _example_faults(test: TestEvidence, told: Json) -> Iterator[str]:
         if told["median"] is not None:
             yield f"{where}: the worked example is missing"
         return
-    values = {(run.unit_id, run.position): METRICS[told["metric"]].compute(run.facts) for run in runs}
+    values = {(run.unit_id, run.position): run.value(told["metric"]) for run in runs}
     chosen = values.get((example["unit_id"], example["position"]))
     if chosen is None:
         yield f"{where}: the worked example is run {example['position']} of {example['unit_id']}, which gives no value"
@@ -277,7 +277,7 @@ def _blocks(test: TestEvidence, name: str, baseline: str, treatment: str) -> lis
     """One log-ratio a process: mean logarithm of the treatment's runs less that of the baseline's."""
     ratios = []
     for above, below in zip(test.of_arm(treatment), test.of_arm(baseline), strict=True):
-        logs = [_mean_log([METRICS[name].compute(run.facts) for run in runs]) for runs in (above, below)]
+        logs = [_mean_log([run.value(name) for run in runs]) for runs in (above, below)]
         if logs[0] is None or logs[1] is None:
             return None
         ratios.append(logs[0] - logs[1])

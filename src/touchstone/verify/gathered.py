@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from touchstone.verify.observed import Observation, observe
+from touchstone.verify.observed import METRICS, Observation, Value, observe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +29,13 @@ class TimedRun:
     seed: int
     settings: Json
     engine: Json | None
+    _worked_out: dict[str, Value | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def value(self, metric: str) -> Value | None:
+        """Work a metric of the run out; once, however many statistics, effects and examples ask for it."""
+        if metric not in self._worked_out:
+            self._worked_out[metric] = METRICS[metric].compute(self.facts)
+        return self._worked_out[metric]
 
 
 @dataclass(frozen=True, slots=True)

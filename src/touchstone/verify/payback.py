@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from touchstone.verify import arithmetic as own
 from touchstone.verify.expected import is_void
-from touchstone.verify.observed import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +73,7 @@ def _costs(test: TestEvidence) -> tuple[list[float], list[float], list[float], i
 
 
 def _token_s(runs: Sequence[TimedRun]) -> float | None:
-    rates = [METRICS["decode_throughput"].compute(run.facts) for run in runs]
+    rates = [run.value("decode_throughput") for run in runs]
     if not rates or any(rate is None for rate in rates):
         return None
     return own.mean([1 / rate.value for rate in rates if rate is not None])

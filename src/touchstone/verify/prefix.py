@@ -21,9 +21,9 @@ Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 @lru_cache(maxsize=32)  # the pairs of all blocks of a test, whose metrics and checks ask for them one after the other
 def _prompts(workload: str, vocabulary: int, seed: int) -> Integers:
-    """Draw the prompts again, a row each; a shorter row ends in numbers below zero, which no other row holds."""
+    """Draw the prompts again, a row each; every row ends in a number below zero, which no other row holds."""
     requests = build(WorkloadSpec.model_validate_json(workload), vocabulary, seed)
-    longest = max(len(request.prompt_token_ids) for request in requests)
+    longest = max(len(request.prompt_token_ids) for request in requests) + 1
     rows = np.arange(-1, -1 - len(requests), -1, dtype=np.int64)[:, None].repeat(longest, axis=1)
     for row, request in zip(rows, requests, strict=True):
         row[: len(request.prompt_token_ids)] = request.prompt_token_ids
@@ -36,10 +36,10 @@ def predicted_tokens(
     """Add up what each request finds: whole blocks of its longest common beginning with any admitted before it."""
     prompts = _prompts(workload, vocabulary, seed)
     order = np.lexsort((np.arange(len(prompts)), arrivals, begins))
-    total = 0
+    admitted, total = prompts[order], 0
     for place, index in enumerate(order[1:], start=1):
-        equal = np.cumprod(prompts[order[:place]] == prompts[index], axis=1).sum(axis=1)
-        total += min(int(equal.max()), int(lengths[index]) - 1) // size * size
+        differ = admitted[:place] != admitted[place]  # somewhere they do: each row ends in a number of its own
+        total += min(int(differ.argmax(axis=1).max()), int(lengths[index]) - 1) // size * size
     return total
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from touchstone.verify import arithmetic as own
 from touchstone.verify.comparing import RELATIVE, differences
 from touchstone.verify.digits import numbers, share
-from touchstone.verify.observed import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,7 +102,7 @@ def _shown_runs(test: TestEvidence, mine: Json, told: Json) -> list[TimedRun]:
     example = told["example"]
     if example is not None:
         return [run for run in runs if (run.unit_id, run.position) == (example["unit_id"], example["position"])]
-    values = [METRICS[told["metric"]].compute(run.facts) for run in runs]
+    values = [run.value(told["metric"]) for run in runs]
     known = [(abs(value.value - mine["median"]), run) for value, run in zip(values, runs, strict=True) if value]
     nearest = min((distance for distance, _ in known), default=0.0) + RELATIVE * abs(mine["median"])
     return [run for distance, run in known if distance <= nearest]
@@ -130,7 +129,7 @@ def _roofline(evidence: Evidence, test: TestEvidence, metric: str, run: TimedRun
     alone = workload is not None and workload["concurrency"] == 1
     bounded = BOUNDED.get(metric) or (BOUNDED_ALONE.get(metric) if alone else None)
     waits = workload is not None and workload["load"] is not None  # for arrivals, and is not slow by that
-    value = METRICS[metric].compute(run.facts)
+    value = run.value(metric)
     if machine is None or bounded is None or value is None or waits:
         return None
     kind, is_rate = bounded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from touchstone.verify.outcome import Fault, NotARunError, Outcome
 from touchstone.verify.payback import faults_of
 from touchstone.verify.peers import peer_faults
 from touchstone.verify.printed import Case, Report, language_faults, number_faults, prose_faults, root_hash_faults
+from touchstone.verify.remaking import Remaking
 from touchstone.verify.repeats import repeat_faults
 from touchstone.verify.scaling import scaling_faults
 
@@ -88,6 +90,12 @@ def _outcomes(run_dir: Path, experiments: Mapping[str, Experiment], *, remake: b
             raise NotARunError(
                 f"the ledger in {run_dir} holds no {kind}: the run ended before it began; start it again"
             )
+    with Remaking(run_dir, experiments) if remake else nullcontext() as remaking:
+        yield from _checked(evidence, experiments, remaking)
+
+
+def _checked(evidence: Evidence, experiments: Mapping[str, Experiment], remaking: Remaking | None) -> Iterator[Outcome]:
+    """Check a ledger whose lines can be relied on, and what was made from it."""
     yield _outcome("one_plan", len(evidence.plan["units"]), custody.check_plan(evidence))
     yield _outcome("one_environment", len(evidence.lines), custody.check_environment(evidence))
     yield _outcome("attempts_complete", len(evidence.attempts()), custody.check_attempts(evidence))
@@ -95,12 +103,14 @@ def _outcomes(run_dir: Path, experiments: Mapping[str, Experiment], *, remake: b
     yield _outcome("traces", len(evidence.traces), traces)
     runs = (run for attempt in evidence.attempts() for run in custody.timed_runs(attempt))
     if all(run["trace_sha256"] in evidence.traces for run in runs):
-        yield from _published(evidence, experiments, remake=remake)
+        yield from _published(evidence, experiments)
+        if remaking is not None:
+            yield _outcome("made_again", *remaking.result())
 
 
-def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, remake: bool) -> Iterator[Outcome]:
+def _published(evidence: Evidence, experiments: Mapping[str, Experiment]) -> Iterator[Outcome]:
     """Check what was made from the evidence: results and reports."""
-    from touchstone.verify import again  # noqa: PLC0415  the figures' library is slow to load; a broken record needs none
+    from touchstone.verify.typed_in import typed_in_numbers  # noqa: PLC0415  the reporting's own lint
 
     results, unreadable = _read_results(evidence)
     tests = gather(evidence)
@@ -124,14 +134,7 @@ def _published(evidence: Evidence, experiments: Mapping[str, Experiment], *, rem
     if not wrong and not unreadable:  # the reports are held against the results once those are found right
         examined, faults = number_faults(case, reports)
         yield _outcome("printed_numbers", examined, faults)
-    yield _outcome("templates", 1, again.typed_in_numbers())
-    if not remake:
-        return
-    try:
-        compared, differences = again.made_again(evidence.folder, experiments)
-    except (ValueError, KeyError) as error:
-        compared, differences = 0, (Fault(LEDGER, f"no report can be made from it: {error}"),)
-    yield _outcome("made_again", compared, differences)
+    yield _outcome("templates", 1, typed_in_numbers())
 
 
 def _read_results(evidence: Evidence) -> tuple[dict[str, Json], tuple[Fault, ...]]:

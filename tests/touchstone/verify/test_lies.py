@@ -11,12 +11,12 @@ import random
 import pytest
 
 from tests.touchstone.factories import FakeRun, make_memory, make_trace, make_workload
-from tests.touchstone.verify.told import Story
+from tests.touchstone.verify.told import RemakingHere, Story
 from touchstone.analysis.results import derive_results
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
 from touchstone.records import Lengths
 from touchstone.reporting import report
-from touchstone.verify import again, custody
+from touchstone.verify import again, custody, verification
 from touchstone.verify.expected import result_faults
 from touchstone.verify.gathered import gather
 from touchstone.verify.verification import verify_run
@@ -64,6 +64,7 @@ EXPERIMENTS = {
 def _no_figures(monkeypatch):
     """Leave the drawing away: no check looks at it, and it takes most of the time."""
     monkeypatch.setattr(report, "write_figures", lambda *_: {})
+    monkeypatch.setattr(verification, "Remaking", RemakingHere)  # another process would draw them
 
 
 @pytest.fixture(scope="module")

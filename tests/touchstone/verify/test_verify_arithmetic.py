@@ -163,7 +163,7 @@ def test_the_natural_logarithm_of_equal_counts_is_the_same_by_both_routes():
 
 
 def test_no_arithmetic_is_shared_and_neither_torch_nor_scipy_is_loaded():
-    """Everything but `again` works without the instrument's own analysis, reporting and libraries."""
+    """Only `again` and the lint of the templates need the instrument's own analysis, reporting and libraries."""
     program = (
         "import sys\n"
         "from touchstone.verify import printed, verification\n"

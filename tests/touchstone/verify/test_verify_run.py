@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import zlib
@@ -15,9 +17,11 @@ from hypothesis import strategies as st
 
 from tests.touchstone.report_sample import write_sample_run
 from tests.touchstone.verify.paper_size_run import write_paper_size_run
+from tests.touchstone.verify.told import RemakingHere
 from touchstone import cli
-from touchstone.verify import again
+from touchstone.verify import again, verification
 from touchstone.verify.outcome import NotARunError
+from touchstone.verify.remaking import Remaking
 from touchstone.verify.verification import verify_run
 
 
@@ -39,6 +43,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def quick(run, monkeypatch):
     """Compare with what was made again once, instead of making it for every flip."""
+    monkeypatch.setattr(verification, "Remaking", RemakingHere)
     monkeypatch.setattr(again, "made_again", lambda folder, _: again.differences(folder, run.made))
     return lambda folder: verify_run(folder, run.experiments)
 
@@ -64,10 +69,41 @@ def test_a_copy_passes_too(run, quick, tmp_path):
 
 
 def test_the_last_check_can_be_left_out(run, monkeypatch):
-    monkeypatch.setattr(again, "made_again", None)
+    monkeypatch.setattr(verification, "Remaking", None)
     outcomes = verify_run(run.folder, run.experiments, remake=False)
     assert all(outcome.passed for outcome in outcomes)
     assert "made_again" not in {outcome.id for outcome in outcomes}
+
+
+def test_a_report_that_cannot_be_made_again_is_a_fault_and_no_crash(run, tmp_path):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    first, *_ = sorted((copy / "traces").iterdir())
+    first.unlink()
+    with Remaking(copy, run.experiments) as remaking:
+        compared, faults = remaking.result()
+    assert compared == 0
+    assert [fault.file for fault in faults] == ["ledger.jsonl"]
+    assert "no report can be made from it" in faults[0].detail
+
+
+def test_a_process_that_ends_without_a_result_is_a_fault(tmp_path):
+    class Unreadable(dict):
+        """Stands for what ends the other process before it can say anything, such as a lack of memory."""
+
+        def __reduce__(self):
+            return os._exit, (9,)
+
+    with Remaking(tmp_path, {"1.1": Unreadable()}) as remaking:
+        compared, (fault,) = remaking.result()
+    assert (compared, fault.file) == (0, "report")
+    assert "status 9" in fault.detail
+
+
+def test_a_verification_that_stops_early_leaves_no_process_behind(run):
+    with Remaking(run.folder, run.experiments):
+        (process,) = multiprocessing.active_children()
+    assert not process.is_alive()
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import copy
 import gzip
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from touchstone.canonical import canonical_json, sha256_hex
+from touchstone.verify import again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,3 +75,19 @@ class Story:
                 path = folder / "traces" / f"{run['trace_sha256']}.json.gz"
                 path.write_bytes(gzip.compress(canonical_json(self.traces[run["trace_sha256"]]), mtime=0))
         return folder
+
+
+class RemakingHere:
+    """Stands for `touchstone.verify.remaking.Remaking`: made again in this process, where a test may replace parts."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def result(self) -> Any:
+        return again.made_again(*self._arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
