@@ -15,8 +15,9 @@ the stop token ignored. Time is wall clock around `LLM.generate`, after one warm
 printed, and their median. The model is Qwen3-0.6B's shape with random weights, or another size's, or a folder's.
 
 Floor    (weights once a step + every key and value attended to) / read bandwidth + FLOPs of prompt tokens that were not
-         cached / matrix rate (or the weights once, where that takes longer), the two peaks measured here just before. `share` is floor / median: 100 % would be a
-         perfect program. Start-up has none: most of it is the import of libraries.
+         cached / matrix rate (or the weights once, where that takes longer), the two peaks measured here just before.
+         `share` is floor / median: 100 % would be a perfect program. Start-up has none: most of it is the import of
+         libraries.
 --profile runs decode steps of W1 under the profiler: share of the time in which the device works, time by kernel.
 """
 
@@ -230,7 +231,7 @@ def prompt_flops(num_tokens: int, num_cached: int, model: ModelConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Steps of a kind: medians of the host's time to launch one and of the device's own, the share that was replayed."""
+    """Steps of a kind: medians of the host's time to launch one and of the device's own; the share of replayed ones."""
 
     count: int
     launch_ms: float | None

@@ -10,6 +10,7 @@ import torch
 
 from nanoinfer import LLM, SamplingParams
 from nanoinfer.execution import build
+from nanoinfer.model import layers
 from nanoinfer.model.ops import REFERENCE
 
 
@@ -78,6 +79,15 @@ def test_steps_of_few_rows_give_the_same_tokens(tiny, ragged, shape, few_rows, m
     monkeypatch.setattr(
         build, "select_ops", lambda _device, _head_dim: dataclasses.replace(REFERENCE, few_rows=few_rows)
     )
+    model = tiny(shape)
+    with LLM(model.folder, device="cpu", num_kv_blocks=64) as llm:
+        outputs = llm.generate([p for p, _ in ragged], [greedy(n) for _, n in ragged])
+    assert [output.token_ids for output in outputs] == [model.greedy(*request) for request in ragged]
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "llama-bias"])
+def test_residuals_added_within_products_give_the_same_tokens(tiny, ragged, shape, monkeypatch):
+    monkeypatch.setattr(layers, "MANY_ROWS", 4)
     model = tiny(shape)
     with LLM(model.folder, device="cpu", num_kv_blocks=64) as llm:
         outputs = llm.generate([p for p, _ in ragged], [greedy(n) for _, n in ragged])

@@ -81,22 +81,16 @@ class Attention(nn.Module):
         self.heads_shape = config.num_heads, width
         self.ops = ops
 
-    def forward(
-        self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor, wanted: Tensor | None
-    ) -> Tensor:
-        """Map x (T, hidden_size) to (T, hidden_size), or to the tokens `wanted` (S,) of it.
-
-        kv_blocks (2, N, block_size, Hkv, D) is written, then read.
-        """
+    def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+        """Map x (T, hidden_size) to what `o_proj` takes, (T, Hq * D); kv_blocks is as in `attend`."""
         qkv = self.ops.linear(x, self.qkv_proj.weight, self.qkv_proj.bias)
-        attended = self.attend(qkv, inputs, cos_sin, kv_blocks)
-        out: Tensor = self.o_proj(attended if wanted is None else attended[wanted])
-        return out
+        return self.attend(qkv, inputs, cos_sin, kv_blocks)
 
     def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
         """Map the fused projection (T, (Hq + 2 Hkv) * D) to (T, Hq * D), each part of the step by its own kernels.
 
-        Decode rows read what their own requests wrote in earlier steps, so they need not wait for the prefill rows.
+        kv_blocks (2, N, block_size, Hkv, D) is written, then read. Decode rows read what their own requests wrote in
+        earlier steps, so they need not wait for the prefill rows.
         What comes out for padding is undefined.
         """
         out = qkv.new_empty((len(qkv), *self.heads_shape))

@@ -22,7 +22,8 @@ class Decoder(nn.Module):
     """Token ids to hidden states to logits.
 
     The residual stream and the branch that is added to it travel separately, so that each addition is fused with the
-    normalization that follows it. `config` describes the whole model, of which this rank holds its part.
+    normalization that follows it, or with the product before. `config` describes the whole model, of which this rank
+    holds its part.
     """
 
     cos_sin: Tensor
@@ -57,8 +58,6 @@ class Decoder(nn.Module):
         for index, (layer, kv_blocks) in enumerate(zip(self.layers, kv_cache, strict=True)):
             rows = wanted if index == last else None
             branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks, rows)
-        if branch is None:
-            raise ValueError("a decoder needs at least one layer")
         return self.norm.add(branch, residual)[0]
 
     def _forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, kv_cache: Tensor) -> Tensor:
@@ -95,15 +94,15 @@ class DecoderLayer(nn.Module):
         cos_sin: Tensor,
         kv_blocks: Tensor,
         wanted: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (branch, residual), both (T, hidden_size), or those of the tokens wanted; the first has no branch."""
-        if branch is None:
-            hidden = self.attention_norm(residual)
-        else:
-            hidden, residual = self.attention_norm.add(branch, residual)
-        hidden = self.attention(hidden, inputs, cos_sin, kv_blocks, wanted)
-        hidden, residual = self.mlp_norm.add(hidden, residual if wanted is None else residual[wanted])
-        return self.mlp(hidden), residual
+    ) -> tuple[Tensor | None, Tensor]:
+        """Map (branch, residual) to the next ones, all (T, hidden_size) or None, or to those of the tokens wanted."""
+        hidden, residual = self.attention_norm.add(branch, residual)
+        attended = self.attention(hidden, inputs, cos_sin, kv_blocks)
+        if wanted is not None:
+            attended, residual = attended[wanted], residual[wanted]
+        hidden, residual = self.mlp_norm.add(*self.attention.o_proj.add(attended, residual))
+        moved: tuple[Tensor | None, Tensor] = self.mlp(hidden, residual)
+        return moved
 
     def forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
         """Do the same for a decode step of a few rows, in five launches; maps the residual stream to the next one."""

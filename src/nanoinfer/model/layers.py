@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nanoinfer.model.parallel import TensorParallel
 
 
+MANY_ROWS = 1024  # with fewer, a product that adds takes as much longer as the normalization takes less
+
+
 def empty_parameter(*shape: int) -> nn.Parameter:
     """Make an uninitialized parameter for inference."""
     return nn.Parameter(torch.empty(shape), requires_grad=False)
@@ -58,6 +61,16 @@ class RowParallelLinear(Linear):
         else:
             torch.addmm(self.bias, x, self.weight.t(), out=out)
         return self.parallel.collectives.all_reduce(out)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return (y, residual) for the normalization that follows to add, or (None, their sum) where that is cheaper.
+
+        Many rows are added within the product, over `residual`: they need not travel through memory once more.
+        """
+        if self.parallel.size > 1 or len(x) < MANY_ROWS:
+            return self(x), residual
+        residual.addmm_(x, self.weight.t())
+        return None, residual if self.bias is None else residual.add_(self.bias)
 
     def add_few_rows(self, x: Tensor, residual: Tensor) -> Tensor:
         """Return residual + y for x of few rows; the first rank brings the residual into the sum."""
@@ -113,9 +126,11 @@ class RMSNorm(nn.Module):
         """Normalize x (T, size)."""
         return self.ops.rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (normalized sum, sum) of x and the residual stream, both (T, size)."""
-        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+    def add(self, branch: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (normalized sum, sum) of a branch and the residual stream, both (T, size); None is in it already."""
+        if branch is None:
+            return self(residual), residual
+        return self.ops.add_rms_norm(branch, residual, self.weight, self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -129,10 +144,9 @@ class GatedMLP(nn.Module):
         )
         self.ops = ops
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (T, hidden_size) to (T, hidden_size)."""
-        out: Tensor = self.down_proj(self.ops.silu_and_mul(self.gate_up_proj(x)))
-        return out
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Map x (T, hidden_size) to (T, hidden_size), which is returned or added as RowParallelLinear.add does."""
+        return self.down_proj.add(self.ops.silu_and_mul(self.gate_up_proj(x)), residual)
 
 
 def rotary_table(config: ModelConfig, num_positions: int) -> Tensor:
