@@ -6,36 +6,30 @@ import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from touchstone.analysis.runs import RunsError
 from touchstone.canonical import atomic_write
-from touchstone.engines.base import EngineError
+from touchstone.cli_errors import FAILED, INTERRUPTED, REFUSED, USER_ERRORS, tell
 from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
-from touchstone.environment import EnvironmentRefusedError
-from touchstone.experiment import Experiment, ExperimentError, Profile, is_point, load_experiments, points_of
+from touchstone.experiment import Experiment, Profile, is_point, load_experiments, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError
-from touchstone.reporting.errors import ReportError
-from touchstone.reproduce.errors import ClaimsError, ComparisonError
 from touchstone.run_command import RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
-from touchstone.running.models import ModelError
-from touchstone.running.orchestrate import ResumeError
-from touchstone.running.planning import CODE_TEST, PlanError, layout_of
-from touchstone.trace import TraceError
-from touchstone.verify.outcome import NotARunError
+from touchstone.running.estimate import total_s
+from touchstone.running.planning import CODE_TEST, layout_of
+from touchstone.suggestions import RESULTS
 
 if TYPE_CHECKING:
     from touchstone.records import Environment, RunPlan
     from touchstone.verify.outcome import Outcome
 
-OK, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
-RESULTS = Path("results")
 SHOWN_FAULTS = 20
 
 _EXIT_CODES = """
@@ -84,21 +78,6 @@ _errors = Console(stderr=True)
 
 _INTERRUPTED_RUN = "interrupted; the ledger is whole: the same command with --resume goes on"
 _INTERRUPTED_BEFORE = "interrupted before anything was measured; give the same command again"
-_AGAIN = "then give the same command again (a run that had begun goes on with --resume)"
-_USER_ERRORS = (
-    ClaimsError,
-    ComparisonError,
-    EngineError,
-    ExperimentError,
-    LedgerError,
-    ModelError,
-    NotARunError,
-    PlanError,
-    ReportError,
-    ResumeError,
-    RunsError,
-    TraceError,
-)
 
 
 class ProfileChoice(StrEnum):
@@ -136,22 +115,23 @@ class DType(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; what the user can put right is told in a sentence, without a traceback."""
+    """Run the command line; an error is told in a sentence, and only what nobody foresaw shows a traceback."""
     try:
         app()
-    except EnvironmentRefusedError as error:
-        _fail(str(error), REFUSED)
-    except _USER_ERRORS as error:
-        _fail(str(error), BAD_INPUT)
-    except OSError as error:
-        if error.filename is None:  # no file that the user could see to
+    except Exception as error:
+        if (told := tell(error)) is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}; see to its rights and to the room on its disk, {_AGAIN}", FAILED)
+        _fail(*told)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    _errors.print(f"[red]touchstone:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    _errors.print("[red]touchstone:[/red]", Text(message), highlight=False, soft_wrap=True)
     sys.exit(status)
+
+
+def _say(line: object) -> None:
+    """Print a line as it is, whatever brackets a path holds, and let the terminal wrap it."""
+    _console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 # --- list and env ---------------------------------------------------------------------------------------------------
@@ -279,15 +259,15 @@ def _show_plan(plan: RunPlan, experiments: tuple[Experiment, ...]) -> None:
     if plan.model.note:
         _console.print(escape(plan.model.note))
     _console.print("order: " + " ".join(unit.unit_id for unit in plan.units), highlight=False)
-    minutes = sum(test.estimated_s for test in plan.tests) / 60
+    minutes = total_s(plan.tests, plan.device) / 60
     _console.print(f"estimated time: {minutes:.1f} min; plan {plan.plan_sha256[:12]}")
 
 
 def _finish(directory: Path, failed: tuple[str, ...]) -> None:
     """Show the verdicts and where things are; exit with 1 if a process never became valid."""
     _console.print(verdicts(directory))
-    _console.print(f"ledger  {directory / LEDGER_NAME}", highlight=False, soft_wrap=True)
-    _console.print(f"next    touchstone report {directory}", highlight=False, soft_wrap=True)
+    _say(f"ledger  {directory / LEDGER_NAME}")
+    _say(f"next    touchstone report {quote(str(directory))}")
     if failed:
         _fail(f"without a valid attempt: {', '.join(failed)}; see {directory / 'logs'}", FAILED)
 
@@ -312,7 +292,7 @@ def report(
     run_dir = directory or _latest_run()
     if format is ReportFormat.MD:
         for path in report_paths(run_dir, out or run_dir):
-            _console.print(str(path), highlight=False, soft_wrap=True)
+            _say(path)
         return
     text = table_of(run_dir, "json" if format is ReportFormat.JSON else "csv")
     if out is None:
@@ -320,7 +300,7 @@ def report(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, text.encode())
-        _console.print(str(out), highlight=False, soft_wrap=True)
+        _say(out)
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------
@@ -395,7 +375,7 @@ def reproduce(
 
     try:
         status = reproduce_run(directory or _latest_run(), against, _console)
-    except _USER_ERRORS as error:
+    except USER_ERRORS as error:
         _fail(str(error), REFUSED)
     raise typer.Exit(status)
 
@@ -414,5 +394,5 @@ def compare(
 
     try:
         compare_run_folders(first, second, format.value, _console)
-    except _USER_ERRORS as error:
+    except USER_ERRORS as error:
         _fail(str(error), REFUSED)

@@ -8,9 +8,21 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from touchstone.canonical import atomic_write, canonical_json, sha256_hex, sync_directory
 from touchstone.clock import utc_now
-from touchstone.records import Attempt, EntryKind, Environment, LedgerEntry, QualityAttempt, Record, RunEvent, RunPlan
+from touchstone.records import (
+    SCHEMA_VERSION,
+    Attempt,
+    EntryKind,
+    Environment,
+    LedgerEntry,
+    QualityAttempt,
+    Record,
+    RunEvent,
+    RunPlan,
+)
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
 
 LEDGER_NAME = "ledger.jsonl"
 NO_PREVIOUS = "0" * 64
+_ANOTHER_VERSION = "if another version of Touchstone wrote this ledger, read it with that version"
 
 _BODY_OF_KIND: dict[EntryKind, type[Record]] = {
     EntryKind.ENVIRONMENT: Environment,
@@ -201,5 +214,13 @@ def _check_line(line: bytes, *, seq: int, previous: str) -> LedgerEntry:
 def _validate_entry(raw: dict[str, Any], sha256: str) -> LedgerEntry:
     """Build the entry with the body type that its kind names, not with whichever type happens to fit."""
     kind = EntryKind(str(raw.get("kind")))
-    body = _BODY_OF_KIND[kind].model_validate(raw.get("body"))
-    return LedgerEntry.model_validate({**raw, "body": body, "sha256": sha256})
+    try:
+        body = _BODY_OF_KIND[kind].model_validate(raw.get("body"))
+        entry = LedgerEntry.model_validate({**raw, "body": body, "sha256": sha256})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{kind.value}, {place}: {first['msg']}; {_ANOTHER_VERSION}") from error
+    if isinstance(body, RunPlan) and body.schema_version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {body.schema_version!r}, not {SCHEMA_VERSION!r}; {_ANOTHER_VERSION}")
+    return entry

@@ -18,6 +18,7 @@ from touchstone.reporting.errors import ReportError
 from touchstone.running import orchestrate
 from touchstone.running.models import choose_model, with_checkpoint
 from touchstone.running.planning import RunRequest, make_plan
+from touchstone.suggestions import no_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -146,8 +147,8 @@ def _by_id() -> dict[str, Experiment]:
 
 
 def _check_run_dir(run_dir: Path) -> None:
-    if not (run_dir / LEDGER_NAME).is_file():
-        raise LedgerError(f"{run_dir} holds no {LEDGER_NAME}; name a folder that `touchstone run` has written")
+    if (fault := no_run(run_dir)) is not None:
+        raise LedgerError(fault)
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class TestBadInput:
             (["run", "--seed", "-1", "--device", "cpu", "--dry-run"], "--seed is -1; use 0"),
             (["run", "--resume", "--device", "cpu", "--profile", "smoke"], "no run to resume"),
             (["report"], "holds no run; measure with `touchstone run` first"),
-            (["report", "nowhere"], "nowhere holds no ledger.jsonl"),
+            (["report", "nowhere"], "nowhere does not exist; name a folder"),
             (["frobnicate"], "frobnicate"),
         ],
     )

@@ -6,7 +6,7 @@ import pytest
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.ledger import NO_PREVIOUS, Ledger, LedgerError, read_ledger
-from touchstone.records import EntryKind, RunEvent
+from touchstone.records import EntryKind, ModelSpec, RunEvent, RunPlan
 
 
 def event(detail):
@@ -17,6 +17,24 @@ def write(path, *details):
     with Ledger.create(path) as ledger:
         for detail in details:
             ledger.append(EntryKind.EVENT, event(detail))
+
+
+def plan_of_version(version):
+    return RunPlan(
+        schema_version=version,
+        profile="smoke",
+        seed=0,
+        engine="fake",
+        device="cpu",
+        dtype="float32",
+        model=ModelSpec(source="made on the spot", weights="loaded", note=None),
+        engine_options={},
+        canary_limit=2.0,
+        tests=(),
+        units=(),
+        not_measured=(),
+        plan_sha256=NO_PREVIOUS,
+    )
 
 
 @pytest.fixture
@@ -83,10 +101,24 @@ def test_a_body_of_another_kind_is_refused(path):
     raw = json.loads(path.read_bytes())
     raw["kind"] = "plan"
     path.write_bytes(rehash(raw))
-    with pytest.raises(LedgerError, match=r"line 1: .*RunPlan"):
+    with pytest.raises(LedgerError, match="line 1: plan, schema_version: Field required; if another version"):
         read_ledger(path)
     with Ledger.create(path.with_name("other.jsonl")) as ledger, pytest.raises(LedgerError, match="holds RunPlan"):
         ledger.append(EntryKind.PLAN, event("a"))
+
+
+def test_what_a_newer_version_wrote_is_told_from_what_is_broken(path):
+    write(path, "a")
+    raw = json.loads(path.read_bytes())
+    path.write_bytes(rehash(raw | {"body": raw["body"] | {"field_of_tomorrow": 1}}))
+    with pytest.raises(
+        LedgerError, match=r"line 1: event, field_of_tomorrow: Extra inputs .*read it with that version"
+    ):
+        read_ledger(path)
+    with Ledger.create(path.with_name("other.jsonl")) as ledger:
+        ledger.append(EntryKind.PLAN, plan_of_version("2.0"))
+    with pytest.raises(LedgerError, match=r"line 1: schema_version is '2\.0', not '1\.0'; .*read it with that version"):
+        read_ledger(path.with_name("other.jsonl"))
 
 
 @pytest.mark.parametrize("content", [b"\n", b"[]\n", b"nonsense\n", b"{}\n", b"\xff\n"])

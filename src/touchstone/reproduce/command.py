@@ -30,13 +30,13 @@ def reproduce_run(run_dir: Path, against: Path, console: Console) -> int:
     reproduction = reproduce(run_dir, against, _experiments())
     console.print(claim_table(reproduction))
     for remark in claim_remarks(reproduction):
-        console.print(remark, highlight=False)
+        console.print(remark, highlight=False, markup=False)
     if reproduction.decisive or reproduction.other:
         console.print(environment_table(reproduction))
     console.print("hardware: " + ("the same" if reproduction.same_hardware else "another; speeds are not compared"))
     console.print(_OVERALL[reproduction.status])
     for path in write_reproduction(reproduction, run_dir):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
     return int(reproduction.status)
 
 

@@ -79,8 +79,7 @@ class RunComparison(Record):
 
 def compare_runs(first_dir: Path, second_dir: Path, experiments: Mapping[str, Experiment]) -> RunComparison:
     """Compare the tests that both runs measured; ComparisonError where they were not made on one machine."""
-    remedy = "name a folder that `touchstone run` has written"
-    first, second = (load_measured(path, experiments, remedy=remedy) for path in (first_dir, second_dir))
+    first, second = (load_measured(path, experiments) for path in (first_dir, second_dir))
     if others := other_machine(first.environment, second.environment):
         raise ComparisonError(
             f"{first_dir} and {second_dir} are not runs of one machine: {'; '.join(map(str, others))}; across machines "

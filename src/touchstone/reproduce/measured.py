@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from touchstone.analysis.results import results_of
 from touchstone.analysis.runs import RunsError, read_runs
-from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.ledger import LedgerError
 from touchstone.reproduce.errors import ComparisonError
+from touchstone.suggestions import NAME_A_RUN, no_run
 from touchstone.trace import TraceError
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ class MeasuredRun:
         return next(iter(found), None)
 
 
-def load_measured(directory: Path, experiments: Mapping[str, Experiment], *, remedy: str) -> MeasuredRun:
+def load_measured(directory: Path, experiments: Mapping[str, Experiment], *, remedy: str = NAME_A_RUN) -> MeasuredRun:
     """Read a run folder; LedgerError or ComparisonError say what is wrong with it, `remedy` what to do if it is empty.
 
     A run with records of more than one environment is refused: its numbers belong to no machine.
     """
-    if not (directory / LEDGER_NAME).is_file():
-        raise LedgerError(f"{directory} holds no {LEDGER_NAME}; {remedy}")
+    if (fault := no_run(directory, remedy=remedy)) is not None:
+        raise LedgerError(fault)
     try:
         ledgered = read_runs(directory)
         results = {result.test_id: result for result in results_of(ledgered, experiments)}

@@ -54,7 +54,7 @@ def reproduce(run_dir: Path, against: Path, experiments: Mapping[str, Experiment
     """
     claims = load_claims(against / CLAIMS_NAME)
     paper = load_measured(against, experiments, remedy=_NO_PAPER)
-    reviewer = load_measured(run_dir, experiments, remedy="name a folder that `touchstone run` has written")
+    reviewer = load_measured(run_dir, experiments)
     return judge_claims(claims, paper, reviewer)
 
 

@@ -104,10 +104,10 @@ class TestReproduce:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("reproduce", "nowhere"), "nowhere holds no ledger.jsonl; name a folder"),
+            (("reproduce", "nowhere"), "nowhere does not exist; name a folder"),
             (("reproduce", "nowhere", "--against", "else"), "claims.yaml does not exist"),
             (("reproduce",), "holds no run; measure with `touchstone run` first"),
-            (("compare", "nowhere", "elsewhere"), "nowhere holds no ledger.jsonl"),
+            (("compare", "nowhere", "elsewhere"), "nowhere does not exist; name a folder"),
         ],
     )
     def test_a_missing_folder_is_status_3(self, command, paper, arguments, message):
