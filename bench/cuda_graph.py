@@ -28,7 +28,7 @@ def batch(requests: int) -> dict[Profile, WorkloadSpec]:
     return {
         Profile.SMOKE: fixed(requests, 16, 32),
         Profile.QUICK: fixed(requests, 32, 64),
-        Profile.PAPER: fixed(requests, 32, 128),
+        Profile.PAPER: fixed(requests, 32, 64),
     }
 
 

@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
     workload={
         Profile.SMOKE: fixed(4, 8, 60),
         Profile.QUICK: fixed(32, 64, 100),
-        Profile.PAPER: fixed(64, 128, 250),
+        Profile.PAPER: fixed(64, 128, 200),
     },
     arms=(Arm("baseline", CACHE_OFF), Arm("placebo", CACHE_OFF), Arm("control", CACHE_OFF, extra_output=0.1)),
     measures=(Measure("total_time"),),

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
     workload={
         Profile.SMOKE: fixed(4, 64, 16, concurrency=1),
         Profile.QUICK: fixed(8, 512, 128, concurrency=1),
-        Profile.PAPER: fixed(16, 512, 128, concurrency=1),
+        Profile.PAPER: fixed(10, 512, 128, concurrency=1),
     },
     measures=(
         Measure("ttft_mean", result="first_token_latency_ms", key=True),

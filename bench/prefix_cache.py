@@ -31,7 +31,7 @@ def as_planned(requests: int, input_tokens: int, output_tokens: int) -> Workload
 def sharing(percent: int) -> Point:
     """Let all prompts begin with the same tokens, so many per cent of their length."""
     requests = 1.0 if percent else 0.0
-    large = fixed(64, 512, 32, shared_fraction=requests, prefix_fraction=percent / 100)
+    large = fixed(40, 512, 32, shared_fraction=requests, prefix_fraction=percent / 100)
     workload = {Profile.QUICK: large, Profile.PAPER: large}
     if percent in {0, 100}:
         workload[Profile.SMOKE] = fixed(16, 128, 4, shared_fraction=requests, prefix_fraction=percent / 100)
@@ -40,7 +40,7 @@ def sharing(percent: int) -> Point:
 
 def prompts_of(tokens: int) -> Point:
     """Make all prompts of one length."""
-    return Point(f"input-{tokens}", dict.fromkeys((Profile.QUICK, Profile.PAPER), as_planned(64, tokens, 32)))
+    return Point(f"input-{tokens}", dict.fromkeys((Profile.QUICK, Profile.PAPER), as_planned(40, tokens, 32)))
 
 
 EXPERIMENT = Experiment(

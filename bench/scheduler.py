@@ -28,11 +28,11 @@ SWEPT = (
 
 
 def chat(load: float | None = None) -> dict[Profile, WorkloadSpec]:
-    """Prompts somewhat longer than answers, all at once or at a load; a smoke load is half as many."""
+    """Prompts somewhat longer than answers; more than a hundred at once, fewer at a load, where they take longer."""
     return {
         Profile.SMOKE: ranged(24 if load is None else 12, (16, 96), (8, 24), load=load),
-        Profile.QUICK: ranged(128, (100, 512), (32, 128), load=load),
-        Profile.PAPER: ranged(112, (100, 1024), (16, 128), load=load),
+        Profile.QUICK: ranged(104 if load is None else 60, (100, 512), (32, 96), load=load),
+        Profile.PAPER: ranged(104 if load is None else 60, (100, 768), (16, 104), load=load),
     }
 
 
@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
     engine_options={
         Profile.SMOKE: {"max_num_seqs": 8, "max_num_batched_tokens": 128},
         Profile.QUICK: {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
-        Profile.PAPER: {"max_num_seqs": 48, "max_num_batched_tokens": 2048},
+        Profile.PAPER: {"max_num_seqs": 40, "max_num_batched_tokens": 2048},
     },
     measures=(
         Measure("prefill_throughput", result="prefill_throughput"),

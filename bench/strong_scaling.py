@@ -12,7 +12,10 @@ from touchstone.experiment import Arm, Bilingual, Experiment, Law, Measure, Prof
 from touchstone.workload import fixed
 
 COUNTS = (2, 4, 8)
-TENSOR = tuple(Arm(f"TP {count}", {"tensor_parallel_size": count}, num_gpus=count) for count in COUNTS)
+# As many requests may run as in 3.3, so that one engine can serve both.
+TENSOR = tuple(
+    Arm(f"TP {count}", {"tensor_parallel_size": count, "max_num_seqs": 256 * count}, num_gpus=count) for count in COUNTS
+)
 DATA = tuple(Arm(f"DP {count}", {"data_parallel_size": count}, num_gpus=count) for count in COUNTS)
 
 EXPERIMENT = Experiment(

@@ -25,11 +25,14 @@ def data(load: str, requests: dict[Profile, int]) -> tuple[Arm, ...]:
 
 
 def tensor(load: str, requests: dict[Profile, int]) -> tuple[Arm, ...]:
-    """One engine over all GPUs, which may run as many requests at a time as its GPUs could one by one."""
+    """One engine over all GPUs, which may run as many requests at a time as its GPUs could one by one.
+
+    The limit is the same at either load and in 3.2, so that one engine can serve them all.
+    """
     return tuple(
         Arm(
             f"TP {count} {load}",
-            {"tensor_parallel_size": count, "max_num_seqs": max(256, count * max(requests.values()))},
+            {"tensor_parallel_size": count, "max_num_seqs": count * max(FULL.values())},
             num_gpus=count,
             requests_per_gpu=requests,
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AT = "@"  # between the id of a test and the name of a point of its sweep
 INSTRUMENT_TEST = "0.1"  # placebo and control: part of every run that holds a paired test
+BASELINE_TEST = "3.1"  # what one GPU does: the only source of the scaling tests' denominators
 EQUIVALENCE_MARGIN = 0.05  # "the same" means a ratio from 1 / 1.05 to 1.05
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -105,7 +106,7 @@ class Scaling:
 
     law: Law
     series: tuple[Series, ...]
-    baseline_test: str = "3.1"
+    baseline_test: str = BASELINE_TEST
     metric: str = "e2e_throughput"
 
 

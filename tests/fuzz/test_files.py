@@ -29,7 +29,7 @@ from touchstone.reproduce.claims import load_claims
 from touchstone.reproduce.errors import ClaimsError
 from touchstone.running import orchestrate
 from touchstone.running.models import ChosenModel, ModelError, _weights, make_tiny_model
-from touchstone.running.planning import kv_bytes_per_token, num_parameters
+from touchstone.running.sizes import kv_bytes_per_token, num_parameters
 from touchstone.trace import TraceError, load_trace, trace_path
 from touchstone.verify import custody
 from touchstone.verify.custody import Evidence

@@ -15,7 +15,7 @@ import pytest
 from touchstone.engines.registry import ADAPTERS
 from touchstone.reporting.quotation import quotations
 from touchstone.running.models import QWEN3_0_6B_CONFIG
-from touchstone.running.planning import kv_bytes_per_token, num_parameters
+from touchstone.running.sizes import kv_bytes_per_token, num_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("zh", "en")

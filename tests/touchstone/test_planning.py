@@ -1,4 +1,3 @@
-import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -11,9 +10,10 @@ from touchstone.engines.base import Capabilities
 from touchstone.engines.registry import load_adapter
 from touchstone.environment import capture
 from touchstone.experiment import Profile, is_point, load_experiments
-from touchstone.records import Gpu, ModelSpec
-from touchstone.running.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, ChosenModel, choose_model
-from touchstone.running.planning import PlanError, RunRequest, kv_bytes_per_token, make_plan, num_parameters
+from touchstone.records import Gpu
+from touchstone.running.models import QWEN3_0_6B_CONFIG, TINY_CONFIG, choose_model
+from touchstone.running.planning import PlanError, RunRequest, make_plan
+from touchstone.running.sizes import kv_bytes_per_token, num_parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import environment
@@ -225,34 +225,35 @@ def test_a_smoke_run_is_planned_to_end_within_five_minutes(plan):
     assert sum(test.estimated_s for test in plan().tests) < 300
 
 
-@pytest.fixture
-def paper(tmp_path):
-    """Plans of the paper's profile for the model that it measures, on so many GPUs."""
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3_0_6B_CONFIG), encoding="utf-8")
-    model = ChosenModel(ModelSpec(source="a shape", weights="synthetic", note=None), tmp_path, 0)
-
-    def make(num_gpus):
-        request = RunRequest(Profile.PAPER, "nanoinfer", "cuda", "float16", 0)
+class TestSharedProcesses:
+    @pytest.fixture
+    def units(self, plan):
         every = replace(ALL, options=load_adapter("nanoinfer").capabilities().options)
-        return make_plan(request, EXPERIMENTS, environment(gpus=gpus(num_gpus)), model, every)
+        return plan(profile=Profile.PAPER, device="cuda", gpus=gpus(4), capabilities=every).units
 
-    return make
+    def test_arms_on_the_same_number_of_devices_share_a_process_in_each_round(self, units):
+        members = {}
+        for unit in units:
+            members.setdefault(unit.shared_process, set()).add((unit.test_id, unit.arm_order[:1]))
+        one, tensor, data = members["engine-1x1-p5"], members["engine-2x1-p0"], members["engine-1x4-p2"]
+        assert {test for test, _ in one} == {"1.1", "1.2", "1.3", "3.1"}
+        assert tensor == {("3.2", ("TP 2",)), ("3.3", ("TP 2 light",)), ("3.3", ("TP 2 full",))}
+        assert data == {("3.2", ("DP 4",)), ("3.3", ("DP 4 light",)), ("3.3", ("DP 4 full",))}
 
+    def test_they_are_measured_on_one_engine(self, plan):
+        every = replace(ALL, options=load_adapter("nanoinfer").capabilities().options)
+        made = plan(profile=Profile.PAPER, device="cuda", gpus=gpus(4), capabilities=every)
+        tests = {test.test_id: test for test in made.tests}
+        assert len({canonical_json(tests[name].engine_options) for name in ("1.1", "1.2", "1.3", "3.1", "3.2")}) == 1
+        options = {arm.name: arm.options for test in ("3.2", "3.3") for arm in tests[test].arms}
+        assert options["TP 4"] == options["TP 4 light"] == options["TP 4 full"]
 
-def test_the_paper_is_planned_to_end_within_half_an_hour_on_four_gpus(paper):
-    minutes = sum(test.estimated_s for test in paper(4).tests) / 60
-    assert 15 < minutes < 26
+    def test_without_a_gpu_memory_is_measured_in_a_process_of_its_own(self, plan):
+        names = {unit.test_id: unit.shared_process for unit in plan().units}
+        assert (names["1.1"], names["1.2"], names["1.3"]) == ("engine-1x1-p5", "engine-1x1-p5", None)
 
-
-def test_everything_before_scaling_is_planned_to_end_within_a_quarter_of_an_hour_or_so(paper):
-    before = [test for test in paper(4).tests if not test.test_id.startswith("3")]
-    assert sum(test.estimated_s for test in before) / 60 < 15.5
-
-
-def test_several_gpus_are_expected_to_share_the_work(paper):
-    (strong,) = (test for test in paper(4).tests if test.test_id == "3.2")
-    (weak,) = (test for test in paper(4).tests if test.test_id == "3.3")
-    assert strong.estimated_s < weak.estimated_s  # the same work on more GPUs against more work on more
+    def test_what_shares_with_nothing_has_no_name_for_it(self, plan):
+        assert {unit.shared_process for unit in plan(only=("1.1", "4.1")).units} == {None}
 
 
 class TestKvPool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from touchstone.canonical import canonical_json
 from touchstone.coordinates import COORDINATES
 from touchstone.engines.base import Capabilities
 from touchstone.experiment import (
@@ -122,34 +123,28 @@ class TestPlans:
         alone, whole = plan(Profile.PAPER, only=("2.1@input-128",)), plan(Profile.PAPER)
         assert planned(alone)["2.1@input-128"].engine_options == planned(whole)["2.1@input-128"].engine_options
 
-    def test_a_test_and_its_points_share_each_process_and_follow_each_other(self, plan):
+    def test_the_blocks_of_paired_tests_and_their_points_share_each_process_and_follow_each_other(self, plan):
         units = plan(Profile.PAPER, device="cuda").units
+        paired = {"0.1", "2.1", "2.2", "2.3"}
         for number in range(6):
-            for family in ("2.1", "2.2", "2.3"):
-                name = f"{family}-b{number}"
-                places = [index for index, unit in enumerate(units) if unit.shared_process == name]
-                members = {units[index].test_id for index in places}
-                assert places == list(range(places[0], places[0] + len(places)))
-                assert members == {family, *(point for point in POINTS if family_of(point) == family)}
-        assert {unit.shared_process for unit in units if unit.test_id == "1.1"} == {None}
+            places = [index for index, unit in enumerate(units) if unit.shared_process == f"blocks-b{number}"]
+            members = [units[index].test_id for index in places]
+            assert places == list(range(places[0], places[0] + len(places)))
+            assert sorted(members) == sorted({*paired, *(point for point in POINTS if family_of(point) in paired)})
 
     def test_units_on_the_same_engines_follow_each_other_in_a_process(self, plan):
         made = plan(Profile.PAPER, seed=5)
-        options = {test.test_id: test.engine_options.get("max_num_batched_tokens") for test in made.tests}
+        tests = planned(made)
         for number in range(6):
-            budgets = [options[unit.test_id] for unit in made.units if unit.shared_process == f"2.2-b{number}"]
-            changes = sum(one != other for one, other in pairwise(budgets))
-            assert changes == len(set(budgets)) - 1
+            row = [tests[unit.test_id] for unit in made.units if unit.shared_process == f"blocks-b{number}"]
+            settings = [canonical_json([test.engine_options, [arm.options for arm in test.arms]]) for test in row]
+            changes = sum(one != other for one, other in pairwise(settings))
+            assert changes == len(set(settings)) - 1 > 1
 
     def test_the_order_inside_a_process_is_drawn_anew_for_each(self, plan):
         units = plan(Profile.PAPER).units
-        orders = {tuple(u.test_id for u in units if u.shared_process == f"2.1-b{number}") for number in range(6)}
+        orders = {tuple(u.test_id for u in units if u.shared_process == f"blocks-b{number}") for number in range(6)}
         assert len(orders) == 6
-
-    def test_the_single_gpu_part_of_the_paper_is_planned_to_end_in_about_a_quarter_of_an_hour(self, plan):
-        """Planned with the tiny model's size, so this bounds starts and steps, not the arithmetic."""
-        tests = plan(Profile.PAPER, device="cuda").tests
-        assert sum(test.estimated_s for test in tests if test.test_id[0] in "012") < 900
 
 
 class TestCoordinates:

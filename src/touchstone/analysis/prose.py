@@ -38,6 +38,7 @@ def how_obtained(test: TestRuns, experiment: Experiment) -> Bilingual:
     planned, design = test.planned, _PAIRED if experiment.design is Design.PAIRED_BLOCKS else _REPEATED
     engine = _engine_name(test)
     processes, warmups, runs = len(test.processes), planned.num_warmups, len(test.runs)
+    short = _short_warm_up(planned.warmup_output_tokens)
     named = [
         (measure.result, DICTIONARY.get(measure.metric) or COMPARISONS[measure.metric])
         for measure in experiment.measures
@@ -45,12 +46,18 @@ def how_obtained(test: TestRuns, experiment: Experiment) -> Bilingual:
     ]
     return Bilingual(
         f"{engine}, {processes} fresh processes, {runs} timed runs, {warmups} warm-up(s) in each process with other "
-        f"prompts. Host clock time.perf_counter_ns, device synchronized on both sides of every timed run. {design.en} "
-        + _list_sources((field, definition.how.en, definition) for field, definition in named),
-        f"{engine}，{processes} 个全新进程，共 {runs} 次计时运行；每个进程先用其他提示词预热 {warmups} 次。"
+        f"prompts{short.en}. Host clock time.perf_counter_ns, device synchronized on both sides of every timed run. "
+        f"{design.en} " + _list_sources((field, definition.how.en, definition) for field, definition in named),
+        f"{engine}，{processes} 个全新进程，共 {runs} 次计时运行；每个进程先用其他提示词预热 {warmups} 次{short.zh}。"
         f"主机时钟 time.perf_counter_ns，每次计时运行两端都同步设备。{design.zh}"
         + _list_sources_zh((field, definition.how.zh, definition) for field, definition in named),
     )
+
+
+def _short_warm_up(tokens: int | None) -> Bilingual:
+    if tokens is None:
+        return Bilingual("", "")
+    return Bilingual(f" and at most {tokens} output tokens a request", f"，每个请求至多输出 {tokens} 个 token")
 
 
 _REPEATED = Bilingual(

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.environment import usable_memory_bytes, usable_threads
-from touchstone.experiment import INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile, family_of
+from touchstone.experiment import BASELINE_TEST, INSTRUMENT_TEST, Bilingual, Design, Experiment, Profile, family_of
 from touchstone.records import SCHEMA_VERSION, AbsentArm, ArmSpec, NotMeasured, PlannedTest, RunPlan, Scalar, UnitPlan
+from touchstone.running.estimate import Machine, seconds_by_test
 from touchstone.running.models import TINY_SOURCE
 from touchstone.running.peers import options_of, why_no_device, why_no_peer, why_too_few, with_engines
+from touchstone.running.sizes import DTYPE_BYTES, kv_bytes_per_token, num_parameters
 from touchstone.validity import canary_limit
-from touchstone.workload import derive_seed, of_arm, shuffled, with_extra_output
+from touchstone.workload import derive_seed, shuffled, with_extra_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,12 +58,17 @@ class Layout:
 _REPEATED, _PAIRED, _STEADY, _INSTRUMENT, _SCALING = "repeated", "paired", "steady", "instrument", "scaling"
 # Engines side by side are three processes each as well: their start-up, a minute for some, is most of the time.
 _POINT, _PEERS = "point", "peers"
+# The baseline of scaling times one run a process, as the arms do that are held against it.
+_BASELINE = "baseline"
+# Prompts touch every shape that is timed, so a warm-up on a GPU need not wait for the last of many output tokens.
+_WARMUP_OUTPUT_TOKENS: Mapping[Profile, int] = MappingProxyType({Profile.QUICK: 32, Profile.PAPER: 32})
 LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
     {
         (Profile.SMOKE, _REPEATED): Layout(processes=6, repetitions=3, warmups=1),
         (Profile.SMOKE, _PAIRED): Layout(processes=6, repetitions=2, warmups=1),
         (Profile.SMOKE, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _INSTRUMENT): Layout(processes=6, repetitions=6, warmups=1),
+        (Profile.SMOKE, _BASELINE): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.SMOKE, _POINT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.SMOKE, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
@@ -69,6 +76,7 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.QUICK, _PAIRED): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _STEADY): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _INSTRUMENT): Layout(processes=3, repetitions=1, warmups=1),
+        (Profile.QUICK, _BASELINE): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _POINT): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.QUICK, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
@@ -76,6 +84,7 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
         (Profile.PAPER, _PAIRED): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _STEADY): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _INSTRUMENT): Layout(processes=6, repetitions=1, warmups=1),
+        (Profile.PAPER, _BASELINE): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _SCALING): Layout(processes=3, repetitions=1, warmups=1),
         (Profile.PAPER, _POINT): Layout(processes=6, repetitions=1, warmups=1),
         (Profile.PAPER, _PEERS): Layout(processes=3, repetitions=1, warmups=1),
@@ -83,19 +92,21 @@ LAYOUTS: Mapping[tuple[Profile, str], Layout] = MappingProxyType(
 )
 UNIT_TIMEOUT_S: Mapping[Profile, int] = MappingProxyType({Profile.SMOKE: 300, Profile.QUICK: 900, Profile.PAPER: 1800})
 
-DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
-
-# Rough speeds of a laptop's processor and of an H200-class GPU, for the time estimate that `--dry-run` shows; no result
-# is made from them.
-_PROCESS_S = {"cpu": 3.5, "cuda": 4.5}
-_ENGINE_S = {"cpu": 0.5, "cuda": 2.0}
-_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e14}
-_BYTES_PER_S = {"cpu": 1e10, "cuda": 4e12}
-_STEP_S = {"cpu": 0.004, "cuda": 0.0015}
-_CODE_METRICS_S = 10.0
-
 _KV_GRANULE_TOKENS = 64  # a request's KV space is rounded up to this, the least common multiple of usual block sizes
 _KV_MEMORY_SHARE = 0.8  # of device memory, for all KV pools and weights of one process together
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A planned test and the experiment that declares it; None for the code metrics."""
+
+    test: PlannedTest
+    experiment: Experiment | None
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a process holds a whole block."""
+        return self.experiment is not None and self.experiment.design is Design.PAIRED_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +210,24 @@ def make_plan(
     engines = {request.engine: capabilities, **peers}
     _check_options(request, engines)
     facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities, engines, model.config)
-    planned: list[tuple[PlannedTest, Design]] = []
+    planned: list[Planned] = []
     not_measured: list[NotMeasured] = []
     in_profile = [each for each in experiments if each.axis is None or request.profile in each.workload]
+    possible = [each for each in in_profile if _why_not(each, replace(request, only=()), facilities) is None]
     for experiment in in_profile:
         reason = _why_not(experiment, request, facilities)
         if reason is not None:
             not_measured.append(NotMeasured(test_id=experiment.plan_id, reason=reason.en, reason_zh=reason.zh))
         else:
-            family = _on_the_same_engines(experiment, in_profile, request.profile)
+            family = _on_the_same_engines(experiment, possible, request)
             test = _plan_test(experiment, family, request, environment.hardware, model.config, facilities)
-            planned.append((test, experiment.design))
+            planned.append(Planned(test, experiment))
     if _selected(CODE_TEST, request):
-        planned.append((_plan_code_test(), Design.REPEATED))
+        planned.append(Planned(_plan_code_test(), None))
     else:
         not_measured.append(NotMeasured(test_id=CODE_TEST, reason=_NOT_SELECTED.en, reason_zh=_NOT_SELECTED.zh))
+    units = _order_units(planned, request)
+    tests = _with_estimates(planned, units, Machine(request.device, request.dtype, model.config))
     fields: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "profile": request.profile.value,
@@ -227,8 +241,8 @@ def make_plan(
         "threads": _threads(environment.hardware, model),
         "canary_limit": canary_limit(request.profile.value, request.device),
         "telemetry_enforced": request.profile is Profile.PAPER,
-        "tests": tuple(test for test, _ in planned),
-        "units": _order_units(planned, request.seed),
+        "tests": tuple(tests),
+        "units": units,
         "not_measured": tuple(not_measured),
     }
     unhashed = RunPlan(**fields, plan_sha256="0" * 64).model_dump(mode="json", exclude={"plan_sha256"})
@@ -274,22 +288,35 @@ def _selected(test_id: str, request: RunRequest) -> bool:
 
 
 def _on_the_same_engines(
-    experiment: Experiment, experiments: Sequence[Experiment], profile: Profile
+    experiment: Experiment, possible: Sequence[Experiment], request: RunRequest
 ) -> tuple[Experiment, ...]:
-    """Find what can be measured on the engines of an experiment, itself included: its test's and points' like options.
+    """Find what can be measured on the engines of an experiment, itself included: what shares processes and options.
 
     What the choice of tests leaves out counts, so that a point has the same engines whether its test is run or not.
     Compared engines get one size for all points: some compile anew for every size, for minutes.
     """
+    asked = experiment.engine_options.get(request.profile, {})
+    alike = (other for other in possible if _may_share_engines(experiment, other, request))
     return tuple(
         other
-        for other in experiments
-        if family_of(other.plan_id) == family_of(experiment.plan_id)
-        and (
-            experiment.compares_engines
-            or other.engine_options.get(profile, {}) == experiment.engine_options.get(profile, {})
-        )
+        for other in alike
+        if experiment.compares_engines or other.engine_options.get(request.profile, {}) == asked
     )
+
+
+def _may_share_engines(one: Experiment, other: Experiment, request: RunRequest) -> bool:
+    """Tell whether two experiments can have engines in common: a test and its points, or tests that compare nothing."""
+    if family_of(one.plan_id) == family_of(other.plan_id):
+        return True
+    return all(
+        each.design is Design.REPEATED and not each.compares_engines and not _needs_own_process(each, request)
+        for each in (one, other)
+    )
+
+
+def _needs_own_process(experiment: Experiment, request: RunRequest) -> bool:
+    """Without a GPU the kernel counts the memory of a process from its beginning, whatever ran in it."""
+    return experiment.measure_memory and not request.device.startswith("cuda")
 
 
 def _why_not(experiment: Experiment, request: RunRequest, facilities: Facilities) -> Bilingual | None:
@@ -373,6 +400,8 @@ def layout_of(experiment: Experiment, profile: Profile) -> Layout:
     """Look up how often a test is measured in a profile."""
     if experiment.plan_id == INSTRUMENT_TEST:
         return LAYOUTS[profile, _INSTRUMENT]
+    if experiment.plan_id == BASELINE_TEST:
+        return LAYOUTS[profile, _BASELINE]
     if experiment.compares_engines:
         return LAYOUTS[profile, _PEERS]
     if experiment.scaling is not None:
@@ -411,19 +440,12 @@ def _plan_test(
         num_processes=layout.processes,
         num_repetitions=layout.repetitions,
         num_warmups=layout.warmups,
-        estimated_s=round(
-            layout.processes
-            * (
-                _start_s(experiment, family, request, len(arms), paired=paired)
-                + _runs_s(workload, arms, layout, shared.get("max_num_seqs"), request, config, paired=paired)
-            ),
-            1,
-        ),
+        estimated_s=0.0,
         engine_options=shared,
         margin=experiment.margins[request.profile] if paired else None,
         repeat_last=experiment.repeat_last,
         absent_arms=absent,
-        warmup_output_tokens=experiment.warmup_output_tokens,
+        warmup_output_tokens=experiment.warmup_output_tokens or _WARMUP_OUTPUT_TOKENS.get(request.profile),
         prompts_of=experiment.scaling.baseline_test if experiment.scaling is not None else None,
         profile_devices=experiment.profile_devices,
         axis=experiment.axis,
@@ -507,7 +529,7 @@ def _plan_code_test() -> PlannedTest:
         num_processes=1,
         num_repetitions=1,
         num_warmups=0,
-        estimated_s=_CODE_METRICS_S,
+        estimated_s=0.0,
     )
 
 
@@ -546,116 +568,57 @@ def _kv_cache_bytes(
     return min(wanted, available)
 
 
-def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
-    """Count the bytes of one token's keys and values over all layers."""
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    return int(2 * config["num_hidden_layers"] * heads * _head_dim(config) * DTYPE_BYTES[dtype])
-
-
-def num_parameters(config: Mapping[str, Any]) -> int:
-    """Count the weights of a dense decoder from its config.json: projections and embeddings; norms are left out."""
-    hidden, head = config["hidden_size"], _head_dim(config)
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    attention = hidden * head * (2 * heads + 2 * kv_heads)
-    layer = attention + 3 * hidden * config["intermediate_size"]
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return int(config["num_hidden_layers"] * layer + embeddings)
-
-
-def _head_dim(config: Mapping[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _start_s(
-    experiment: Experiment, family: Sequence[Experiment], request: RunRequest, arms: int, *, paired: bool
-) -> float:
-    """Guess the seconds until the engines of a test are ready: one process, or one for each arm, and its engines.
-
-    A point shares the process of its test, and the engines too where they are the same.
-    """
-    kind = _kind(request.device)
-    if experiment.axis is None:
-        return arms * _ENGINE_S[kind] + (1 if paired else arms) * _PROCESS_S[kind]
-    return 0.0 if family[0].axis is None else arms * _ENGINE_S[kind]
-
-
-def _runs_s(
-    workload: WorkloadSpec,
-    arms: Sequence[ArmSpec],
-    layout: Layout,
-    most_running: Scalar,
-    request: RunRequest,
-    config: Mapping[str, Any],
-    *,
-    paired: bool,
-) -> float:
-    """Guess the seconds of the runs of one process of a paired test, or of one for each arm of any other."""
-    timed = (2 if paired else 1) * layout.repetitions
-    whole = [_run_s(of_arm(workload, arm), most_running, request, config, arm.num_gpus) for arm in arms]
-    if workload.load is None:
-        return (layout.warmups + timed) * sum(whole)
-    return layout.warmups * sum(whole) + whole[0] + timed * sum(whole) * max(1.0, 1 / workload.load)
-
-
-def _kind(device: str) -> str:
-    return "cuda" if device.startswith("cuda") else "cpu"
-
-
-def _run_s(
-    workload: WorkloadSpec, most_running: Scalar, request: RunRequest, config: Mapping[str, Any], num_gpus: int
-) -> float:
-    """Guess the seconds of one run: arithmetic, and steps that read the context of every request that runs.
-
-    Several devices share arithmetic and memory traffic evenly, and take their steps at the same time.
-    """
-    kind, requests = _kind(request.device), workload.num_requests
-    running = min(requests, workload.concurrency or requests, int(most_running or requests))
-    inputs = (workload.input_tokens.low + workload.input_tokens.high) / 2
-    outputs = (workload.output_tokens.low + workload.output_tokens.high) / 2
-    flops = 2 * num_parameters(config) * requests * (inputs + outputs)
-    context = running * (inputs + outputs / 2) * kv_bytes_per_token(config, request.dtype)
-    steps = outputs * requests / running
-    work = flops / _FLOPS_PER_S[kind] + steps * context / _BYTES_PER_S[kind]
-    return work / num_gpus + steps * _STEP_S[kind]
-
-
 # --- in which order -------------------------------------------------------------------------------------------------
 
 
-def _order_units(planned: Sequence[tuple[PlannedTest, Design]], seed: int) -> tuple[UnitPlan, ...]:
-    """Interleave the tests: round r holds the r-th process of every test, shuffled by the seed.
+def _order_units(planned: Sequence[Planned], request: RunRequest) -> tuple[UnitPlan, ...]:
+    """Interleave the tests: round r holds the r-th process of every group of tests, shuffled by the seed.
 
     A drift of the machine then falls on all tests alike, and none is measured all at the beginning or the end.
     """
-    members = Counter(family_of(test.test_id) for test, _ in planned)
-    units = [
-        unit
-        for test, design in planned
-        for unit in _units_of(test, design, seed, shares=members[family_of(test.test_id)] > 1)
-    ]
-    tests = {test.test_id: test for test, _ in planned}
-    engines = {unit.unit_id: _engines_of(unit, tests[unit.test_id]) for unit in units}
+    units = _in_shared_processes([unit for each in planned for unit in _units_of(each, request)])
+    engines = _engines(units, planned)
     ordered: list[UnitPlan] = []
-    for process in range(max((test.num_processes for test, _ in planned), default=0)):
+    for process in range(max((each.test.num_processes for each in planned), default=0)):
         started: dict[str, list[UnitPlan]] = {}
         for unit in units:
             if unit.process == process:
                 started.setdefault(unit.shared_process or unit.unit_id, []).append(unit)
-        random = Random(derive_seed(seed, "order", process))
+        random = Random(derive_seed(request.seed, "order", process))
         for name in shuffled(random, list(started)):
             ordered += _in_one_process(random, started[name], engines)
     return tuple(ordered)
 
 
-def _engines_of(unit: UnitPlan, test: PlannedTest) -> bytes:
-    """Tell by which settings the engines of a unit could serve another unit of its process."""
-    own = [arm.options for arm in test.arms if arm.engine is not None and arm.name in unit.arm_order]
+def _with_estimates(planned: Sequence[Planned], units: Sequence[UnitPlan], machine: Machine) -> Iterator[PlannedTest]:
+    tests = {each.test.test_id: each.test for each in planned}
+    seconds = seconds_by_test(units, tests, _engines(units, planned), machine)
+    for test in tests.values():
+        yield test.model_copy(update={"estimated_s": round(seconds[test.test_id], 1)})
+
+
+def _in_shared_processes(units: Sequence[UnitPlan]) -> list[UnitPlan]:
+    """Leave a unit that shares its process with no other without a name for it."""
+    members = Counter(unit.shared_process for unit in units)
+    alone = {name for name, count in members.items() if count == 1}
+    return [
+        unit.model_copy(update={"shared_process": None}) if unit.shared_process in alone else unit for unit in units
+    ]
+
+
+def _engines(units: Sequence[UnitPlan], planned: Sequence[Planned]) -> dict[str, bytes]:
+    """Tell of each unit by which settings its engines could serve another unit of its process."""
+    tests = {each.test.test_id: each.test for each in planned}
+    return {unit.unit_id: _settings_of_engines(unit, tests[unit.test_id]) for unit in units}
+
+
+def _settings_of_engines(unit: UnitPlan, test: PlannedTest) -> bytes:
+    own = [arm.options for arm in test.arms if arm.name in unit.arm_order]
     return canonical_json([test.engine_options, own])
 
 
 def _in_one_process(random: Random, units: Sequence[UnitPlan], engines: Mapping[str, bytes]) -> Iterator[UnitPlan]:
-    """Order a test and its points by chance, but those on the same engines one after the other."""
+    """Order the units of a process by chance, but those on the same engines one after the other."""
     groups: dict[bytes, list[UnitPlan]] = {}
     for unit in units:
         groups.setdefault(engines[unit.unit_id], []).append(unit)
@@ -663,19 +626,18 @@ def _in_one_process(random: Random, units: Sequence[UnitPlan], engines: Mapping[
         yield from shuffled(random, group)
 
 
-def _units_of(test: PlannedTest, design: Design, seed: int, *, shares: bool) -> Iterator[UnitPlan]:
-    """One unit a process; a process of a paired test holds a whole block, of any other test one arm.
-
-    A test that shares its processes leaves them to a block of itself and of each point of its sweep.
-    """
+def _units_of(planned: Planned, request: RunRequest) -> Iterator[UnitPlan]:
+    """One unit a process; a process of a paired test holds a whole block, of any other test one arm."""
+    test = planned.test
     for process in range(test.num_processes):
-        unit_seed = derive_seed(seed, test.prompts_of or test.test_id, process)
-        for name, arm_order in _arm_orders(test, design, unit_seed):
+        unit_seed = derive_seed(request.seed, test.prompts_of or test.test_id, process)
+        for name, arm_order in _arm_orders(planned, unit_seed):
+            group = _group(planned, arm_order, request)
             yield UnitPlan(
                 unit_id=f"{test.test_id}-{name}{process}",
                 test_id=test.test_id,
                 process=process,
-                shared_process=f"{family_of(test.test_id)}-{name}{process}" if shares else None,
+                shared_process=None if group is None else f"{group}{process}",
                 arm_order=arm_order,
                 num_warmups=test.num_warmups,
                 num_repetitions=test.num_repetitions,
@@ -683,15 +645,35 @@ def _units_of(test: PlannedTest, design: Design, seed: int, *, shares: bool) -> 
             )
 
 
-def _arm_orders(test: PlannedTest, design: Design, unit_seed: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if not test.arms:
+def _group(planned: Planned, arm_order: Sequence[str], request: RunRequest) -> str | None:
+    """Name what a unit shares the processes of its rounds with; None where it needs a process of its own.
+
+    Starting a process takes longer than most units. The blocks of all paired tests share one, which builds one after
+    the other the engines that they ask for; and so do arms on the same number of devices, most of them on one engine.
+    Compared engines share none with each other.
+    """
+    experiment = planned.experiment
+    if experiment is None or _needs_own_process(experiment, request):
+        return None
+    if planned.is_paired:
+        return "blocks-b"
+    arm = next(arm for arm in planned.test.arms if arm.name in arm_order)
+    if arm.engine is not None:
+        return f"{family_of(planned.test.test_id)}-{arm.name.replace(' ', '')}-p"
+    tensor, data = (arm.options.get(name, 1) for name in ("tensor_parallel_size", "data_parallel_size"))
+    return f"engine-{tensor}x{data}-p"
+
+
+def _arm_orders(planned: Planned, unit_seed: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    arms = planned.test.arms
+    if not arms:
         yield "p", ()
-    elif design is Design.PAIRED_BLOCKS:
-        forth = _block_order([arm.name for arm in test.arms], unit_seed)
+    elif planned.is_paired:
+        forth = _block_order([arm.name for arm in arms], unit_seed)
         yield "b", (*forth, *reversed(forth))
     else:
-        for arm in test.arms:
-            yield ("p" if len(test.arms) == 1 else f"{arm.name.replace(' ', '')}-p"), (arm.name,)
+        for arm in arms:
+            yield ("p" if len(arms) == 1 else f"{arm.name.replace(' ', '')}-p"), (arm.name,)
 
 
 def _block_order(names: Sequence[str], unit_seed: int) -> list[str]:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 STORAGE_FAILED = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
 _NS_PER_S = 1e9
+PROFILE_OUTPUT_TOKENS = 64  # at most, of a request under the profiler
 
 
 class WorkerRequest(Record):
@@ -157,7 +158,8 @@ class Engines:
     def of(self, request: WorkerRequest) -> tuple[dict[str, Engine], float | None]:
         """Return the engines of a unit, and the seconds that building them took; None where they were there."""
         specs = {arm.name: _spec(request, arm) for arm in request.arms}
-        if specs == self._specs:
+        if list(specs.values()) == list(self._specs.values()):
+            self._specs, self._engines = specs, dict(zip(specs, self._engines.values(), strict=True))
             return self._engines, None
         self.close()
         begin_ns = now_ns()
@@ -211,12 +213,16 @@ def _warm_up(request: WorkerRequest, engines: Mapping[str, Engine]) -> None:
 
 
 def _device_work(request: WorkerRequest, engines: Mapping[str, Engine]) -> tuple[DeviceWork, ...] | None:
-    """Run prompts that were never timed once more under a profiler, on the engine of the unit's only arm."""
+    """Run prompts that were never timed once more under a profiler, on the engine of the unit's only arm.
+
+    Of a long run 512 steps of hundreds of kernels each would be recorded, and all look alike: it is cut short.
+    """
     ((arm, engine),) = engines.items()
     if not engine.capabilities.profiles_devices:
         return None
     seed = derive_seed(request.unit.seed, "profile")
-    prompts = _prompts(request, all_at_once(request.workload), arm, engine, seed)
+    workload = with_short_output(all_at_once(request.workload), PROFILE_OUTPUT_TOKENS)
+    prompts = _prompts(request, workload, arm, engine, seed)
     return cast("ProfilingEngine", engine).profile(prompts, concurrency=request.workload.concurrency)
 
 

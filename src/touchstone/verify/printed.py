@@ -931,6 +931,7 @@ def prose_faults(case: Case, told: Json) -> Iterator[str]:
     runs = sum(len(process) for process in test.processes)
     passed = sum(check["passed"] for check in told["checks"])
     counts = [len(test.processes), runs, test.planned["num_warmups"], len(test.attempts), test.num_valid, passed]
+    counts += [test.planned["warmup_output_tokens"]] if test.planned.get("warmup_output_tokens") else []
     spreads = [number for item in told["statistics"] for number in (*share(item["max_deviation"]), str(item["n"]))]
     engines = [attempt["engine"] for attempt in test.attempts if attempt["engine"] is not None and attempt["valid"]]
     names = _tokens([(engine["name"], engine["version"]) for engine in engines], list(test.arms))

@@ -1,0 +1,97 @@
+"""The estimate of a plan's time, held against what runs on one H200 took, and the paper held within a sitting."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.touchstone.fake_run import environment
+from touchstone.engines.base import Capabilities
+from touchstone.engines.registry import load_adapter
+from touchstone.experiment import Profile, load_experiments
+from touchstone.records import ArmSpec, Gpu, ModelSpec
+from touchstone.running.estimate import COSTS, Machine, generate_s, total_s
+from touchstone.running.models import QWEN3_0_6B_CONFIG, ChosenModel
+from touchstone.running.planning import RunRequest, make_plan
+from touchstone.workload import fixed, ranged
+
+EXPERIMENTS = load_experiments()
+MACHINE = Machine("cuda", "float16", QWEN3_0_6B_CONFIG)
+OURS = load_adapter("nanoinfer").capabilities()
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plans for the model that the paper measures, on so many H200s."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_0_6B_CONFIG), encoding="utf-8")
+    model = ChosenModel(ModelSpec(source="a shape", weights="synthetic", note=None), tmp_path, 0)
+
+    def make(num_gpus, *, profile=Profile.PAPER, only=(), peers=None):
+        gpus = tuple(
+            Gpu(index=index, name="G", memory_bytes=141 << 30, compute_capability="9.0", power_limit_w=None)
+            for index in range(num_gpus)
+        )
+        request = RunRequest(profile, "nanoinfer", "cuda", "float16", 0, only, peers=tuple(peers or ()))
+        return make_plan(request, EXPERIMENTS, environment(gpus=gpus), model, OURS, peers or {})
+
+    return make
+
+
+def arm(num_gpus=1, **options):
+    return ArmSpec(name="arm", options=options, extra_output=0.0, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("workload", "arm", "measured_s"),
+    [
+        (fixed(256, 512, 512), arm(), 3.65),
+        (fixed(256, 512, 1), arm(), 0.267),
+        (fixed(1, 512, 128), arm(), 0.113),
+        (ranged(256, (100, 1024), (100, 1024)), arm(), 4.95),
+        (fixed(64, 512, 128), arm(), 0.396),
+        (fixed(8, 512, 128, concurrency=1), arm(), 0.847),
+        (fixed(8, 32, 128), arm(cuda_graphs=True), 0.170),
+        (fixed(8, 32, 128), arm(cuda_graphs=False), 1.2),
+        (fixed(256, 512, 512), arm(2, tensor_parallel_size=2), 2.59),
+        (fixed(256, 512, 512), arm(4, tensor_parallel_size=4), 2.0),
+        (fixed(512, 512, 512), arm(2, data_parallel_size=2), 4.11),
+        (fixed(1024, 512, 512), arm(4, data_parallel_size=4), 4.24),
+    ],
+)
+def test_a_run_is_estimated_within_a_half_of_what_it_took(workload, arm, measured_s):
+    assert measured_s / 1.6 < generate_s(workload, arm, {}, MACHINE) < measured_s * 1.5
+
+
+@pytest.mark.parametrize(("num_gpus", "most_s"), [(1, 1000), (2, 1200), (4, 1380)])
+def test_the_paper_is_planned_to_end_within_one_sitting(planned, num_gpus, most_s):
+    """Half an hour of a lent machine, less its start and a reserve for attempts that are repeated."""
+    plan = planned(num_gpus)
+    assert {test.test_id for test in plan.tests} >= {"0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "4.1"}
+    assert 0.5 * most_s < total_s(plan.tests, plan.device) < most_s
+
+
+def test_the_comparison_of_engines_is_planned_to_end_within_another(planned):
+    peer = replace(OURS, needs_checkpoint=True)
+    plan = planned(1, only=("5.1",), peers={"vllm": peer, "nano-vllm": peer, "transformers": peer})
+    assert 300 < total_s(plan.tests, plan.device) < 1000
+
+
+def test_what_units_share_is_charged_once(planned):
+    alone = {test.test_id: test.estimated_s for test in planned(1, only=("1.3",)).tests}
+    together = {test.test_id: test.estimated_s for test in planned(1, only=("1.1", "1.3")).tests}
+    start_s = COSTS["cuda"].process_s + COSTS["cuda"].engine_s
+    separate = alone["1.3"] + planned(1, only=("1.1",)).tests[0].estimated_s
+    assert separate - sum(together.values()) == pytest.approx(6 * start_s, abs=0.2)
+
+
+def test_an_arrival_at_half_the_rate_takes_twice_as_long_and_needs_to_know_the_rate(planned):
+    tests = {test.test_id: test.estimated_s for test in planned(1, only=("2.2",)).tests}
+    assert tests["2.2@load-50"] > 1.2 * tests["2.2@load-90"]
+
+
+def test_a_slower_engine_that_reports_less_can_be_planned_for_too(planned):
+    peer = Capabilities(
+        frozenset(), reports_steps=False, reports_cached_tokens=False, reports_memory_parts=False, unreported="no"
+    )
+    plan = planned(1, profile=Profile.QUICK, only=("5.1",), peers={"mine.adapter": peer})
+    assert all(test.estimated_s > 0 for test in plan.tests)
