@@ -7,6 +7,7 @@ import pytest
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.ledger import NO_PREVIOUS, Ledger, LedgerError, read_ledger
 from touchstone.records import EntryKind, ModelSpec, RunEvent, RunPlan
+from touchstone.verify.custody import Evidence, check_schemas, read_chain
 
 
 def event(detail):
@@ -119,6 +120,15 @@ def test_what_a_newer_version_wrote_is_told_from_what_is_broken(path):
         ledger.append(EntryKind.PLAN, plan_of_version("2.0"))
     with pytest.raises(LedgerError, match=r"line 1: schema_version is '2\.0', not '1\.0'; .*read it with that version"):
         read_ledger(path.with_name("other.jsonl"))
+
+
+def test_a_newer_plan_fails_the_verification_with_both_versions(path):
+    with Ledger.create(path) as ledger:
+        ledger.append(EntryKind.PLAN, plan_of_version("2.0"))
+    evidence = Evidence(path.parent)
+    assert read_chain(evidence) == ()
+    (fault,) = check_schemas(evidence)
+    assert "schema_version is '2.0', not '1.0': verify it with the version of Touchstone that wrote it" in str(fault)
 
 
 @pytest.mark.parametrize("content", [b"\n", b"[]\n", b"nonsense\n", b"{}\n", b"\xff\n"])

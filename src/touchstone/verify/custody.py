@@ -7,13 +7,22 @@ import json
 import lzma
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from touchstone.records import Attempt, Environment, LedgerEntry, QualityAttempt, RunEvent, RunPlan, Trace
+from touchstone.records import (
+    SCHEMA_VERSION,
+    Attempt,
+    Environment,
+    LedgerEntry,
+    QualityAttempt,
+    RunEvent,
+    RunPlan,
+    Trace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,11 +54,16 @@ _BODIES: Mapping[str, type[Record]] = {
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """One ledger line as it was read, before any model has touched it."""
+    """One ledger line. `written` is the body as it was read, which hashes are made of.
+
+    `body` is the same until the schemas are checked; then it also holds the fields that an earlier version of the
+    instrument did not know, with the values that stand for "not there".
+    """
 
     line: int
     kind: str
     body: Json
+    written: Json
     sha256: str
 
 
@@ -118,10 +132,8 @@ def read_chain(evidence: Evidence) -> tuple[Fault, ...]:
             return (*faults, Fault(LEDGER, f"no JSON object: {error}", number))
         faults.extend(Fault(LEDGER, detail, number) for detail in _broken_links(line, raw, number - 1, previous))
         previous = str(raw.get("sha256"))
-        body = raw.get("body")
-        evidence.lines.append(
-            LedgerLine(number, str(raw.get("kind")), body if isinstance(body, dict) else {}, previous)
-        )
+        body = raw.get("body") if isinstance(raw.get("body"), dict) else {}
+        evidence.lines.append(LedgerLine(number, str(raw.get("kind")), body, body, previous))
     return tuple(faults)
 
 
@@ -153,15 +165,16 @@ def _broken_links(line: bytes, raw: Json, seq: int, previous: str) -> Iterator[s
 
 
 def check_schemas(evidence: Evidence) -> tuple[Fault, ...]:
-    """Every body is what its kind promises, to the last field."""
-    return tuple(fault for record in evidence.lines for fault in _schema_faults(record))
+    """Every body is what its kind promises, to the last field; fields that may be left out are filled in."""
+    checked = [_checked(record) for record in evidence.lines]
+    evidence.lines[:] = [record for record in checked if isinstance(record, LedgerLine)]
+    return tuple(fault for fault in checked if isinstance(fault, Fault))
 
 
-def _schema_faults(record: LedgerLine) -> Iterator[Fault]:
+def _checked(record: LedgerLine) -> LedgerLine | Fault:
     model = _BODIES.get(record.kind)
     if model is None:
-        yield Fault(LEDGER, f"kind {record.kind!r} is none of {', '.join(_BODIES)}", record.line)
-        return
+        return Fault(LEDGER, f"kind {record.kind!r} is none of {', '.join(_BODIES)}", record.line)
     try:
         body = model.model_validate(record.body)
         LedgerEntry.model_validate(
@@ -177,7 +190,12 @@ def _schema_faults(record: LedgerLine) -> Iterator[Fault]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        yield Fault(LEDGER, f"{record.kind}, {place}: {first['msg']}", record.line)
+        return Fault(LEDGER, f"{record.kind}, {place}: {first['msg']}", record.line)
+    return replace(record, body=body.model_dump(mode="json"))
+        return
+    if isinstance(body, RunPlan) and body.schema_version != SCHEMA_VERSION:
+        versions = f"schema_version is {body.schema_version!r}, not {SCHEMA_VERSION!r}"
+        yield Fault(LEDGER, f"{versions}: verify it with the version of Touchstone that wrote it", record.line)
 
 
 # --- one plan, one environment --------------------------------------------------------------------------------------
@@ -188,7 +206,7 @@ def check_plan(evidence: Evidence) -> tuple[Fault, ...]:
     plan, *others = evidence.of_kind("plan")
     faults = [Fault(LEDGER, "a second plan", other.line) for other in others]
     claimed = plan.body["plan_sha256"]
-    if digest(without(plan.body, "plan_sha256")) != claimed:
+    if digest(without(plan.written, "plan_sha256")) != claimed:
         faults.append(Fault(LEDGER, "the plan does not hash to its plan_sha256", plan.line))
     for record in evidence.lines:
         found = str(record.body.get("plan_sha256", claimed))
@@ -206,7 +224,7 @@ def check_environment(evidence: Evidence) -> tuple[Fault, ...]:
     faults = [
         Fault(LEDGER, "the environment does not hash to its fingerprint", record.line)
         for record in evidence.of_kind("environment")
-        if digest(without(record.body, "fingerprint")) != record.body["fingerprint"]
+        if digest(without(record.written, "fingerprint")) != record.body["fingerprint"]
     ]
     for record in evidence.lines:
         found = str(record.body.get("fingerprint", record.body.get("environment_fingerprint", claimed)))

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from touchstone.experiment import load_experiments
 from touchstone.records import Result
+from touchstone.suggestions import no_run
 from touchstone.verify import custody
-from touchstone.verify.custody import LEDGER, Evidence
+from touchstone.verify.custody import Evidence
 from touchstone.verify.expected import result_faults
 from touchstone.verify.gathered import gather
 from touchstone.verify.outcome import Fault, NotARunError, Outcome
@@ -64,8 +65,8 @@ def verify_run(
 
 
 def _require(run_dir: Path) -> None:
-    if not (run_dir / LEDGER).is_file():
-        raise NotARunError(f"{run_dir} holds no {LEDGER}; name a folder that `touchstone run` has written")
+    if (fault := no_run(run_dir)) is not None:
+        raise NotARunError(fault)
     if not any((run_dir / name).exists() for name in (RESULTS, *REPORTS.values())):
         raise NotARunError(f"{run_dir} holds no report; make it with `touchstone report {run_dir}` first")
 
