@@ -191,11 +191,10 @@ def _checked(record: LedgerLine) -> LedgerLine | Fault:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         return Fault(LEDGER, f"{record.kind}, {place}: {first['msg']}", record.line)
-    return replace(record, body=body.model_dump(mode="json"))
-        return
     if isinstance(body, RunPlan) and body.schema_version != SCHEMA_VERSION:
         versions = f"schema_version is {body.schema_version!r}, not {SCHEMA_VERSION!r}"
-        yield Fault(LEDGER, f"{versions}: verify it with the version of Touchstone that wrote it", record.line)
+        return Fault(LEDGER, f"{versions}: verify it with the version of Touchstone that wrote it", record.line)
+    return replace(record, body=body.model_dump(mode="json"))
 
 
 # --- one plan, one environment --------------------------------------------------------------------------------------
