@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests.touchstone.report_sample import write_sample_run
 from tests.touchstone.verify.paper_size_run import write_paper_size_run
-from tests.touchstone.verify.told import RemakingHere
+from tests.touchstone.verify.told import RemakingHere, Story
 from touchstone import cli
-from touchstone.verify import again, verification
+from touchstone.verify import again, custody, verification
 from touchstone.verify.outcome import NotARunError
 from touchstone.verify.remaking import Remaking
 from touchstone.verify.verification import verify_run
@@ -73,6 +73,21 @@ def test_the_last_check_can_be_left_out(run, monkeypatch):
     outcomes = verify_run(run.folder, run.experiments, remake=False)
     assert all(outcome.passed for outcome in outcomes)
     assert "made_again" not in {outcome.id for outcome in outcomes}
+
+
+def test_a_record_without_the_fields_that_have_a_default_is_verified_too(run, tmp_path):
+    """What an earlier version of the instrument wrote is shorter by the fields that were added since."""
+    story = Story.read(run.folder)
+    for entry in story.entries:
+        model = custody._BODIES[entry["kind"]]
+        if entry["kind"] != "environment":  # its fingerprint stands in every record
+            body = model.model_validate(entry["body"])
+            entry["body"] = json.loads(body.model_dump_json(exclude_defaults=True))
+    folder = story.write(tmp_path / "run")
+    again.make(folder, folder, run.experiments)
+    outcomes = verify_run(folder, run.experiments, remake=False)
+    assert [str(fault) for outcome in outcomes for fault in outcome.faults] == []
+    assert all(outcome.passed for outcome in outcomes)
 
 
 def test_a_report_that_cannot_be_made_again_is_a_fault_and_no_crash(run, tmp_path):
