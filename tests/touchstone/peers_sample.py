@@ -10,7 +10,7 @@ from tests.touchstone.scaling_sample import machine
 from touchstone.engines.base import Capabilities
 from touchstone.experiment import Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger
-from touchstone.records import Attempt, Canary, CanaryReading, EngineFacts, EntryKind, Measurement, ModelSpec
+from touchstone.records import Attempt, Canary, CanaryReading, EngineFacts, EntryKind, Measurement, ModelSpec, RunEvent
 from touchstone.running.models import TINY_CONFIG, ChosenModel
 from touchstone.running.planning import RunRequest, make_plan
 from touchstone.running.worker import schedule, timed_seed
@@ -63,7 +63,9 @@ def plan_peers(folder: Path) -> tuple[RunPlan, dict[str, Experiment]]:
     return plan, {experiment.plan_id: experiment for experiment in experiments}
 
 
-def write_peers_run(run_dir: Path, failing: frozenset[str] = frozenset()) -> dict[str, Experiment]:
+def write_peers_run(
+    run_dir: Path, failing: frozenset[str] = frozenset(), *, finished: bool = False
+) -> dict[str, Experiment]:
     """Write a run folder; every attempt of the engines in `failing` is invalid."""
     plan, experiments = plan_peers(run_dir)
     environment = machine(1)
@@ -90,6 +92,8 @@ def write_peers_run(run_dir: Path, failing: frozenset[str] = frozenset()) -> dic
                     measurements=() if failed else tuple(_runs(run_dir, tests[unit.test_id], unit, number)),
                 )
                 ledger.append(EntryKind.ATTEMPT, body)
+        if finished:
+            ledger.append(EntryKind.EVENT, RunEvent(event="finished", at=MOMENT, detail=None))
     return experiments
 
 

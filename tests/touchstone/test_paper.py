@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.touchstone.peers_sample import ENGINES, write_peers_run
 from tests.touchstone.report_sample import write_sample_run
 from touchstone.experiment import load_experiments
 from touchstone.ledger import LEDGER_NAME
@@ -16,6 +17,7 @@ from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, ma
 from touchstone.reporting.quotation import QuotationError, fill, quotations
 from touchstone.reporting.report import write_report
 from touchstone.verify import custody
+from touchstone.verify.verification import verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0" * 40
@@ -48,10 +50,14 @@ def repository(tmp_path):
 
 def quoted(sample, glossary, words, language="en", folder=""):
     document = f"before\n\n<!-- quoted: {words} -->\n<!-- quoted: end -->\n\nafter\n"
-    filled = fill(document, language, sample.texts[language], glossary, folder)
+    filled = fill(document, language, lambda _: sample.texts[language], glossary, folder)
     assert filled.startswith("before\n\n<!-- quoted: ")
     assert filled.endswith("<!-- quoted: end -->\n\nafter\n")
     return filled.split("-->\n\n", 1)[1].rsplit("\n\n<!--", 1)[0]
+
+
+def no_run(_folder):
+    return None
 
 
 # --- quotations
@@ -109,16 +115,24 @@ def test_what_the_report_does_not_hold_cannot_be_quoted(sample, glossary, words)
 
 def test_filling_twice_changes_nothing_more(sample, glossary):
     document = "<!-- quoted: ideas -->\nold\n<!-- quoted: end -->\n"
-    once = fill(document, "en", sample.texts["en"], glossary, "")
+    once = fill(document, "en", lambda _: sample.texts["en"], glossary, "")
     assert "old" not in once
-    assert fill(once, "en", sample.texts["en"], glossary, "") == once
+    assert fill(once, "en", lambda _: sample.texts["en"], glossary, "") == once
 
 
 def test_without_a_run_every_quotation_says_so(glossary):
     document = "<!-- quoted: ideas -->\n3.14 times faster\n<!-- quoted: end -->\n"
-    assert "No paper run is committed yet" in fill(document, "en", None, glossary, "")
-    assert "3.14" not in fill(document, "en", None, glossary, "")
-    assert "论文运行尚未提交" in fill(document, "zh", None, glossary, "")
+    assert "No paper run is committed yet" in fill(document, "en", no_run, glossary, "")
+    assert "3.14" not in fill(document, "en", no_run, glossary, "")
+    assert "论文运行尚未提交" in fill(document, "zh", no_run, glossary, "")
+
+
+def test_a_further_run_is_quoted_by_its_folder_and_says_by_itself_that_it_is_missing(sample, glossary):
+    document = "<!-- quoted: figure pairs-2.1 of peers -->\n<!-- quoted: end -->\n"
+    filled = fill(document, "en", {"peers": sample.texts["en"]}.get, glossary, "paper/")
+    assert "](paper/peers/figures/pairs-2.1.svg)" in filled
+    assert "That run is not committed yet" in fill(document, "en", {"": sample.texts["en"]}.get, glossary, "paper/")
+    assert "该项运行尚未提交" in fill(document, "zh", no_run, glossary, "paper/")
 
 
 # --- the repository as it is
@@ -243,6 +257,25 @@ def test_a_run_that_cannot_stand_for_the_paper_is_refused(sample, tmp_path, monk
     with pytest.raises(PaperError, match=message):
         papers.take_over(sample.folder, tmp_path / "paper", sample.experiments)
     assert not (tmp_path / "paper").exists()
+
+
+def test_a_comparison_of_engines_alone_becomes_a_further_run_of_a_paper_without_a_main_one(
+    repository, tmp_path, monkeypatch
+):
+    """The README then quotes the comparison, and says of the rest that no run is committed."""
+    experiments = write_peers_run(tmp_path / "run", finished=True)
+    monkeypatch.setattr(papers, "PROFILE", "smoke")
+    monkeypatch.setattr(papers, "has_commit", lambda _: True)
+    papers.take_over(tmp_path / "run", repository / "paper" / "peers", experiments)
+    made = make_paper(experiments, repository)
+    assert made.runs == (repository / "paper" / "peers",)
+    assert {path.name for path in made.changed} == {"README.md", "README.zh.md"}
+    assert [outcome.faults for outcome in verify_run(made.runs[0], experiments) if outcome.faults] == []
+    for name, missing in (("README.md", "No paper run is committed yet"), ("README.zh.md", "论文运行尚未提交")):
+        text = (repository / name).read_text(encoding="utf-8")
+        assert missing in text
+        assert all(f"| `5.1` | `{engine}` | " in text for engine in ENGINES)
+    assert make_paper(experiments, repository).changed == ()
 
 
 def test_the_paper_is_not_taken_over_from_itself(sample, monkeypatch):

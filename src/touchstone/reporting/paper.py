@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[3]
 PAPER = "paper"
 PROFILE = "paper"
-# Documents that quote the paper's report: path, language, and the way from the document to the report's folder.
+# Documents that quote the paper's reports: path, language, and the way from the document to the paper's folder.
 DOCUMENTS: tuple[tuple[str, Language, str], ...] = (
     ("README.md", "en", f"{PAPER}/"),
     ("README.zh.md", "zh", f"{PAPER}/"),
@@ -101,10 +102,14 @@ def renewed_documents(repository: Path = REPOSITORY) -> Iterator[tuple[Path, str
     """Yield every document with its text as the paper's report makes it."""
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
     for name, language, folder in DOCUMENTS:
-        report = repository / PAPER / f"report.{language}.md"
-        source = report.read_text(encoding="utf-8") if report.is_file() else None
         path = repository / name
-        yield path, fill(path.read_text(encoding="utf-8"), language, source, glossary, folder)
+        report_of = partial(_report_of, repository / PAPER, language)
+        yield path, fill(path.read_text(encoding="utf-8"), language, report_of, glossary, folder)
+
+
+def _report_of(paper: Path, language: Language, folder: str) -> str | None:
+    report = paper / folder / f"report.{language}.md"
+    return report.read_text(encoding="utf-8") if report.is_file() else None
 
 
 # --- taking over a run ----------------------------------------------------------------------------------------------

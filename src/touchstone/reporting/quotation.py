@@ -28,6 +28,11 @@ _NO_RUN: Mapping[Language, str] = {
     "zh": "*论文运行尚未提交；提交后由 `make paper` 从其结果填入此处。*",
     "en": "*No paper run is committed yet; `make paper` fills this in from its results.*",
 }
+_NO_FURTHER_RUN: Mapping[Language, str] = {
+    "zh": "*该项运行尚未提交；提交后由 `make paper` 从其结果填入此处。*",
+    "en": "*That run is not committed yet; `make paper` fills this in from its results.*",
+}
+_OF = "of"
 
 
 class QuotationError(ReportError):
@@ -44,18 +49,31 @@ class _Line:
     titles: str | None
 
 
-def fill(document: str, language: Language, report: str | None, glossary: Glossary, folder: str) -> str:
-    """Renew every quotation of a document; `folder` leads from the document to the report's folder, "" if it is there.
+def fill(
+    document: str, language: Language, report_of: Callable[[str], str | None], glossary: Glossary, folder: str
+) -> str:
+    """Renew every quotation of a document; `folder` leads from the document to the paper, "" if it is there.
 
-    Without a report each says that there is none yet. QuotationError names what cannot be found.
+    `report_of` gives the report of a run by its folder inside the paper ("" for the main one), None where there is no
+    such run: the quotation then says so. QuotationError names what cannot be found.
     """
-    source = None if report is None else _Source(report, language, glossary, folder)
 
     def renewed(match: re.Match[str]) -> str:
-        quoted = "\n".join([_NO_RUN[language]] if source is None else source.quote(match["words"]))
+        words, inner = _source_of(match["words"])
+        if (report := report_of(inner)) is None:
+            quoted = (_NO_FURTHER_RUN if inner else _NO_RUN)[language]
+        else:
+            way = f"{folder}{inner}/" if inner else folder
+            quoted = "\n".join(_Source(report, language, glossary, way).quote(words))
         return f"{match['begin']}\n{quoted}\n\n{match['end']}"
 
     return _BLOCK.sub(renewed, document)
+
+
+def _source_of(quotation: str) -> tuple[str, str]:
+    """Part "engines of peers" into what is quoted and the folder of its run."""
+    words, of, inner = quotation.rpartition(f" {_OF} ")
+    return (words, inner) if of else (quotation, "")
 
 
 def quotations(document: str) -> tuple[str, ...]:
@@ -74,6 +92,7 @@ class _Source:
             "key-numbers": lambda _: self._table("share_of_bound"),
             "ideas": lambda _: self._table("does_it_pay"),
             "absent": lambda _: self._absent(),
+            "engines": lambda _: self._engines(),
             "checks": self._checks,
             "metrics": self._metrics,
             "figure": self._figure,
@@ -97,6 +116,11 @@ class _Source:
         titles = f"| {self._term['test']} | {self._term['reason']} |"
         rows = [line.text for line in self._lines if line.test_id is None and line.titles == titles]
         yield from rows or [f"{self._term['not_measured']}{self._term['colon']}{self._term['none']}"]
+
+    def _engines(self) -> Iterator[str]:
+        """Take the table that holds engines against the first one, on every workload."""
+        start = f"| {self._term['workload']} | {self._term['engine']} | "
+        yield from (line.text for line in self._lines if (line.titles or "").startswith(start))
 
     def _checks(self, words: list[str]) -> Iterator[str]:
         """Take rows of a test's table of checks: the test, then the names of the checks."""
