@@ -14,7 +14,7 @@ from nanoinfer.config import EngineConfig
 from nanoinfer.engine import Engine
 from nanoinfer.execution.build import build_execution
 from nanoinfer.execution.channel import Kind
-from nanoinfer.execution.devices import device_bytes_in_use
+from nanoinfer.execution.devices import bytes_before_model
 from nanoinfer.execution.meeting import Meeting
 from nanoinfer.execution.remote import build_remote
 from nanoinfer.execution.serving import settle
@@ -52,7 +52,7 @@ def serve_engine(channel: Channel, setup: Mapping[str, Any]) -> None:
     """Build an engine and let it work on what it is sent until told to close."""
     config, folder = EngineConfig(**setup["config"]), Path(setup["folder"])
     meeting, devices = setup["meeting"], [torch.device(device) for device in setup["devices"]]
-    bytes_before = device_bytes_in_use(devices[0]) if len(devices) == 1 else None
+    bytes_before = bytes_before_model(devices[0]) if len(devices) == 1 else None
     engine = start_engine(
         config,
         ModelConfig.from_folder(folder),

@@ -68,6 +68,14 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def bytes_before_model(device: torch.device) -> int | None:
+    """Return the driver's count once this process has its context there and the libraries that every model needs."""
+    if device.type == "cuda":
+        square = torch.zeros(16, 16, device=device)
+        square @ square
+    return device_bytes_in_use(device)
+
+
 def device_bytes_in_use(device: torch.device) -> int | None:
     """Return the driver's count of bytes in use on a GPU; None on a CPU."""
     if device.type != "cuda":

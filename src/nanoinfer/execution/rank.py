@@ -15,7 +15,7 @@ from nanoinfer.config import EngineConfig
 from nanoinfer.execution.build import build_execution
 from nanoinfer.execution.channel import Channel, Kind
 from nanoinfer.execution.collectives import join
-from nanoinfer.execution.devices import device_bytes_in_use, resolve_device, resolve_dtype
+from nanoinfer.execution.devices import bytes_before_model, device_bytes_in_use, resolve_device, resolve_dtype
 from nanoinfer.execution.meeting import Meeting
 from nanoinfer.execution.profile import Profiler
 from nanoinfer.execution.serving import report_failure, settle
@@ -49,7 +49,7 @@ def serve_rank(channel: Channel, setup: Mapping[str, Any]) -> None:
         all_reduce=config.all_reduce,
         largest_bytes=config.max_num_batched_tokens * model_config.hidden_size * dtype.itemsize,
     )
-    bytes_before = device_bytes_in_use(device)
+    bytes_before = bytes_before_model(device)
     execution = build_execution(config, model_config, folder, parallel)
     settle()
     channel.send(Kind.READY, _facts(execution) | {"device_bytes_before": bytes_before})

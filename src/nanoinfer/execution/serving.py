@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Role = Callable[[Channel, Mapping[str, Any]], None]
 
+INNERMOST = 10  # frames of an error, and of each that led to it
+
 
 def serve(
     channel: Channel, roles: Mapping[str, Role], *, parent: int | None, own: Mapping[str, Any] | None = None
@@ -60,7 +62,7 @@ def report_failure(channel: Channel, error: BaseException) -> None:
         "type": type(error).__name__,
         "message": str(error),
         "lost_peer": isinstance(error, LostPeerError),
-        "traceback": "".join(traceback.format_exception(error)[-12:]),
+        "traceback": "".join(traceback.format_exception(error, limit=-INNERMOST)),
     }
     try:
         channel.send(Kind.ERROR, facts)

@@ -33,7 +33,7 @@ Way = TypeVar("Way", "Pushes", "Shares")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RANKS = (2, 4, 8)
-PUSH_BYTES = 1 << 16  # every byte travels as two, to every rank
+PUSHED_BYTES = 1 << 20  # of messages to all peers together: every byte travels as two, to every one of them
 WORD_BYTES = 4
 MOST_SHARED_BYTES = 1 << 26  # at once; what is longer goes in pieces
 UNIT_BYTES = 16  # of the widest loads
@@ -73,7 +73,7 @@ class SymmetricCollectives:
 
 
 class Pushes:
-    """Sums of up to PUSH_BYTES by `kernels.push_sum`. Making one is a collective call, and so is `shared`.
+    """Sums of up to `num_bytes` by `kernels.push_sum`. Making one is a collective call, and so is `shared`.
 
     Compiled here for `dtypes`, so that no rank waits for another's compiler; `reset` comes before its use.
     """
@@ -83,10 +83,11 @@ class Pushes:
     ) -> None:
         from nanoinfer.kernels import push_sum  # noqa: PLC0415  Triton is there with CUDA only
 
-        self.probes = (UNIT_BYTES, PUSH_BYTES, 1 << 11, PUSH_BYTES, 1 << 11)
         self._rank = rank
         self._kernel = push_sum.push_sum
-        num_words = PUSH_BYTES // WORD_BYTES
+        num_words = PUSHED_BYTES // (size - 1) // WORD_BYTES // push_sum.WORDS * push_sum.WORDS
+        self.num_bytes = num_words * WORD_BYTES
+        self.probes = (UNIT_BYTES, self.num_bytes, 1 << 11, self.num_bytes, 1 << 11)
         self._received, self._peers, self._addresses = shared((2, size, num_words), torch.int64, device)
         self._counts = torch.zeros(num_words // push_sum.WORDS, dtype=torch.int32, device=device)
         for dtype in dtypes:
@@ -100,7 +101,7 @@ class Pushes:
 
     def takes(self, num_bytes: int, dtype: torch.dtype) -> bool:
         """Whether a message goes this way."""
-        return dtype in DTYPES and 0 < num_bytes <= PUSH_BYTES and num_bytes % WORD_BYTES == 0
+        return dtype in DTYPES and 0 < num_bytes <= self.num_bytes and num_bytes % WORD_BYTES == 0
 
     def sum(self, x: Tensor, *, looks: int | None = None) -> Tensor:
         """Sum x over the ranks; with `looks` the result is wrong if the others take longer than so many looks."""

@@ -24,8 +24,8 @@ from nanoinfer.kernels.launch import early_launch
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROGRAMS = 64  # with TILE_BYTES each, enough bytes under way to hide the links' latency
-TILE_BYTES = 1 << 14  # that one program reads from each rank at once
+PROGRAMS = 128  # with TILE_BYTES each, enough bytes under way to hide the links' latency
+TILE_BYTES = 1 << 13  # that one program reads from each rank at once
 UNIT_BYTES = 16  # shares begin at multiples, as the widest loads want it
 FOR_EVER = 2**31 - 1
 

@@ -3,18 +3,17 @@
 import pytest
 import torch
 
-from nanoinfer.execution.symmetric import PUSH_BYTES, Pushes, Shares, SymmetricCollectives, _Agreement
+from nanoinfer.execution.symmetric import Pushes, Shares, SymmetricCollectives, _Agreement
 
-SHARED_BYTES = 1 << 20
+PUSH_BYTES, SHARED_BYTES = 1 << 16, 1 << 20
 
 
 class Recorded:
     """Collectives and ways that only tell who was asked; a sum over these ranks is the part itself."""
 
-    num_bytes = SHARED_BYTES
-
     def __init__(self, way, calls, takes=None):
         self.way, self.calls = way, calls
+        self.num_bytes = PUSH_BYTES if way == "push" else SHARED_BYTES
         if takes is not None:
             self.takes = lambda num_bytes, dtype: takes(self, num_bytes, dtype)
 
