@@ -16,11 +16,14 @@ efficiency     speedup / n; for weak scaling, throughput of n devices / (n x thr
 communication  share of a rank's device time in kernels that add up between devices, waiting for peers included; from
                one more, profiled run of W1 and W3, the median over the ranks
 memory         bytes in use on the device that has most, by the driver's count
+first, step    median milliseconds from arrival to the first token, and from one decode step's tokens to the next one's;
+               device: of the latter, what the (first) device worked
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -30,6 +33,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +138,8 @@ def run_case(case: Case, repeats: int, common: dict[str, Any]) -> dict[str, Any]
         options = common | case.options | {"tensor_parallel_size": case.tensor, "data_parallel_size": case.data}
         with LLM(folder, weights="synthetic", prefix_cache=False, **options) as llm:
             start_s = time.perf_counter() - begin
+            gc.collect()
+            gc.freeze()  # no timed run has to look through the libraries' objects
             works = {work.name: time_work(llm, work, repeats) for work in case.works}
             memory = [asdict(device) for device in llm.memory_by_device()]
             graphs = llm.cuda_graphs
@@ -149,13 +155,16 @@ def time_work(llm: Any, work: Work, repeats: int) -> dict[str, Any]:  # noqa: AN
     """Warm up once, time every repeat, then profile one more if that was asked for."""
     generate(llm, work, 1_000)
     llm.take_step_facts()
-    seconds = [generate(llm, work, seed) for seed in range(repeats)]
+    runs = [generate(llm, work, seed) for seed in range(repeats)]
+    seconds = [run.seconds for run in runs]
     steps = [step for step in llm.take_step_facts() if step.phase == "decode"]
     found: dict[str, Any] = {
         "num_requests": work.num_requests,
         "output_tokens": work.num_requests * work.output_tokens,
         "seconds": seconds,
         "median_s": statistics.median(seconds),
+        "first_token_ms": _median_ms([first for run in runs for first in run.first_token_ns]),
+        "decode_step_ms": _median_ms(_steps_apart_ns(steps)),
         "decode_device_ms": _median_ms([step.device_ns for step in steps if step.device_ns]),
         "decode_launch_ms": _median_ms([step.launched_ns - step.begin_ns for step in steps]),
         "decode_steps": len(steps),
@@ -169,8 +178,16 @@ def time_work(llm: Any, work: Work, repeats: int) -> dict[str, Any]:  # noqa: AN
     return found
 
 
-def generate(llm: Any, work: Work, seed: int) -> float:  # noqa: ANN401  as above
-    """Run a work with prompts of a seed; wall-clock seconds."""
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Wall-clock seconds of one run, and how long after its arrival each request had its first token."""
+
+    seconds: float
+    first_token_ns: tuple[int, ...]
+
+
+def generate(llm: Any, work: Work, seed: int) -> Timed:  # noqa: ANN401  as above
+    """Run a work with prompts of a seed."""
     from nanoinfer import SamplingParams  # noqa: PLC0415  as above
 
     draw, highest = random.Random(seed), min(HIGHEST_TOKEN_ID, llm.vocab_size - 1)
@@ -181,7 +198,16 @@ def generate(llm: Any, work: Work, seed: int) -> float:  # noqa: ANN401  as abov
     seconds = time.perf_counter() - begin
     if any(len(output.token_ids) != work.output_tokens for output in outputs):
         raise RuntimeError("a request ended at another length than it was asked for")
-    return seconds
+    return Timed(seconds, tuple(one.facts.token_times_ns[0] - one.facts.arrival_ns for one in outputs))
+
+
+def _steps_apart_ns(steps: list[Any]) -> list[int]:
+    """Return the time between one decode step's tokens and the next one's, of each engine by itself."""
+    return [
+        after.end_ns - before.end_ns
+        for rank in {step.rank for step in steps}
+        for before, after in pairwise(step for step in steps if step.rank == rank)
+    ]
 
 
 def _median_ms(values_ns: list[int]) -> float | None:
@@ -228,7 +254,8 @@ def print_case(case: Case, found: dict[str, Any], single: dict[str, Any]) -> Non
         print(
             f"{case.name:<18} {name:<9} {work['median_s']:8.4f} s {rate:9.0f} out/s  {share:<34} "
             f"comm {'-' if communication is None else f'{communication:.1%}':<6} "
-            f"step {work['decode_device_ms'] or 0:6.3f} ms, launch {work['decode_launch_ms'] or 0:5.3f} ms  "
+            f"first {work['first_token_ms']:6.1f}, step {work['decode_step_ms'] or 0:6.3f}, "
+            f"device {work['decode_device_ms'] or 0:6.3f}, launch {work['decode_launch_ms'] or 0:5.3f} ms  "
             f"{memory:5.1f} GiB  start {found['start_s']:.1f} s",
             flush=True,
         )

@@ -4,8 +4,8 @@
     share  each rank adds up a share, reading it from all, and writes it to all (`kernels.share_sum`); the most bytes
            a second
 
-NCCL takes 20 microseconds for the smallest sum and leaves half of what the links can carry unused for large ones. Both
-ways work inside CUDA graphs, and neither uses multicast.
+NCCL stands back behind both: for small sums in latency, for large ones in the bytes a second between two GPUs. Both
+work inside CUDA graphs, and neither uses multicast.
 """
 
 from __future__ import annotations
