@@ -80,7 +80,10 @@ def test_prompts_up_to_4096_tokens_in_batches_up_to_256_give_the_tokens_of_trans
             chosen = requests[:count]
             outputs = llm.generate([prompt for prompt, _ in chosen], [greedy(tokens) for _, tokens in chosen])
             assert [output.token_ids for output in outputs] == expected[:count]
-        assert max(step.num_requests for step in llm.take_step_facts()) == 256
+        steps = llm.take_step_facts()
+        assert max(step.num_requests for step in steps) == 256
+        for has_prompts in (True, False):
+            assert any(step.graph for step in steps if (step.num_prefill_tokens > 0) == has_prompts) == cuda_graphs
 
 
 LAYERS = {

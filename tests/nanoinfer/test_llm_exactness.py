@@ -147,11 +147,13 @@ def logits_by_transformers(model, sequences, num_tokens, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", ["qwen3-bias", "qwen2"])
+@pytest.mark.parametrize(("shape", "wide"), [("qwen3-bias", False), ("qwen2", False), ("qwen3-bias", True)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("num_prompts", [1, 24])  # products of few rows and of many
-def test_logits_in_16_bit_are_no_further_from_float32_than_those_of_transformers(tiny, shape, dtype, num_prompts):
-    model, draw = tiny(shape), random.Random(3)
+def test_logits_in_16_bit_are_no_further_from_float32_than_those_of_transformers(tiny, shape, wide, dtype, num_prompts):
+    # wide enough for products in parts
+    widths = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 16, "head_dim": 64} if wide else {}
+    model, draw = tiny(shape, **widths), random.Random(3)
     prompts = [[draw.randrange(300) for _ in range(40)] for _ in range(num_prompts)]
     with LLM(model.folder, device="cuda", dtype=dtype, cuda_graphs=False, overlap=False, num_kv_blocks=256) as llm:
         sequences, found = logits_of(llm, prompts, 24)

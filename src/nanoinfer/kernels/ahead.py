@@ -18,7 +18,7 @@ from nanoinfer.kernels.decode_attention import WHOLE, decode_attention
 from nanoinfer.kernels.decode_inputs import decode_inputs
 from nanoinfer.kernels.few_rows import linear_add, norm_gated_linear, norm_linear
 from nanoinfer.kernels.fused import add_rms_norm, rms_norm, silu_and_mul
-from nanoinfer.kernels.linear import TUNINGS, early_linear, fits
+from nanoinfer.kernels.linear import TUNINGS, early_linear, fits, gated_linear, linear_parts
 from nanoinfer.kernels.prefill_attention import prefill_attention, prefill_tuning
 from nanoinfer.kernels.sampling import sample
 
@@ -77,22 +77,29 @@ def _calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     width, inner, heads = shapes.hidden_size, shapes.intermediate_size, shapes.num_heads * shapes.head_dim
     x, norm = zeros(1, width), zeros(width)
     projection = zeros(shapes.qkv_width, width)
-    gate_up, down = zeros(2 * inner, width), zeros(width, inner)
+    gate_up, down, output = zeros(2 * inner, width), zeros(width, inner), zeros(width, heads)
+    qkv_bias, gate_up_bias = _bias(projection, shapes.qkv_bias), _bias(gate_up, shapes.mlp_bias)
+    narrow = ((output, _bias(output, shapes.output_bias)), (down, _bias(down, shapes.mlp_bias)))
     return [
         partial(rms_norm, x, norm, EPS),
         partial(add_rms_norm, x, zeros(1, width), norm, EPS),
         partial(silu_and_mul, zeros(1, 2 * inner)),
-        partial(norm_linear, x, norm, EPS, projection, _bias(projection, shapes.qkv_bias)),
-        partial(norm_gated_linear, x, norm, EPS, gate_up, _bias(gate_up, shapes.mlp_bias)),
-        partial(linear_add, zeros(1, heads), zeros(width, heads), _bias(x.T, shapes.output_bias), zeros(1, width)),
-        partial(linear_add, zeros(1, inner), down, _bias(down, shapes.mlp_bias), zeros(1, width)),
+        partial(norm_linear, x, norm, EPS, projection, qkv_bias),
+        partial(norm_gated_linear, x, norm, EPS, gate_up, gate_up_bias),
+        *(partial(linear_add, weight[:1], weight, bias, zeros(1, width)) for weight, bias in narrow),
+        *(partial(_linear_add_norm, weight[:1], weight, bias, norm) for weight, bias in narrow),
+        partial(gated_linear, x, gate_up, gate_up_bias),
         *(
-            partial(early_linear, x, projection, _bias(projection, shapes.qkv_bias), tuning)
+            partial(early_linear, x, projection, qkv_bias, tuning)
             for tuning in (TUNINGS.values() if fits(projection) else ())
         ),
         *_attention_calls(shapes),
         *_step_calls(shapes),
     ]
+
+
+def _linear_add_norm(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor) -> None:
+    add_rms_norm(linear_parts(x, weight, bias), weight.new_zeros(1, len(weight)), norm, EPS)
 
 
 def _bias(weight: Tensor, wanted: bool) -> Tensor | None:

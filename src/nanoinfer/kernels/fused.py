@@ -23,18 +23,18 @@ SILU_TILE = 1024
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x (..., H), contiguous, to unit root mean square, then by weight (H,)."""
     out = torch.empty_like(x)
-    _launch_norm(x, x, out, out, weight, eps, add=False)
+    _launch_norm(x, x, out, out, weight, eps, num_parts=0)
     return out
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Add x (T, H) to the residual stream (T, H) and normalize the sum; all contiguous.
+    """Add x (T, H), or the sum of its parts (P, T, H), to the residual stream (T, H) and normalize; all contiguous.
 
     Returns (normalized, new residual). The sum is rounded to the residual's dtype before it is normalized, and is
     written over `residual`.
     """
-    out = torch.empty_like(x)
-    _launch_norm(x, residual, out, residual, weight, eps, add=True)
+    out = torch.empty_like(residual)
+    _launch_norm(x, residual, out, residual, weight, eps, num_parts=1 if x.dim() == residual.dim() else len(x))
     return out, residual
 
 
@@ -47,11 +47,11 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 def _launch_norm(
-    x: Tensor, residual: Tensor, out: Tensor, total: Tensor, weight: Tensor, eps: float, *, add: bool
+    x: Tensor, residual: Tensor, out: Tensor, total: Tensor, weight: Tensor, eps: float, *, num_parts: int
 ) -> None:
-    width = x.shape[-1]
+    width = out.shape[-1]
     padded = triton.next_power_of_2(width)
-    _norm_kernel[(x.numel() // width,)](
+    _norm_kernel[(out.numel() // width,)](
         x,
         residual,
         out,
@@ -60,7 +60,7 @@ def _launch_norm(
         eps,
         WIDTH=width,
         PADDED_WIDTH=padded,
-        ADD=add,
+        NUM_PARTS=num_parts,
         num_warps=min(16, max(1, padded // 256)),
         **early_launch(x.device),
     )
@@ -76,7 +76,7 @@ def _norm_kernel(
     eps,
     WIDTH: tl.constexpr,
     PADDED_WIDTH: tl.constexpr,
-    ADD: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * WIDTH
@@ -87,7 +87,10 @@ def _norm_kernel(
         gdc_launch_dependents()
         gdc_wait()
     values = tl.load(x + row + column, mask=is_column, other=0.0).to(tl.float32)
-    if ADD:
+    if NUM_PARTS > 0:
+        part_size = tl.num_programs(0).to(tl.int64) * WIDTH
+        for part in tl.static_range(1, NUM_PARTS):
+            values += tl.load(x + part * part_size + row + column, mask=is_column, other=0.0)
         values += tl.load(residual + row + column, mask=is_column, other=0.0).to(tl.float32)
         rounded = values.to(total.dtype.element_ty)
         tl.store(total + row + column, rounded, mask=is_column)

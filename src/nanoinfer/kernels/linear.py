@@ -1,8 +1,9 @@
-"""The product before decode attention, in Triton, for one reason: attention may begin before it has ended.
+"""Matrix products of a batch that decodes, in Triton, for one reason: who comes after them may begin before they end.
 
 cuBLAS is as fast or faster by itself, but lets nobody begin early (programmatic dependent launch): the device drains
-before attention and fills again. Behind this product, attention's programs take their places while the last of it is
-computed and ask for their first keys. That pays for a batch that decodes, whose product takes a few microseconds.
+between two kernels and fills again. Behind the product before attention, attention's programs take their places while
+the last of it is computed and ask for their first keys. With few rows all products of a layer are made so: each asks
+for its weights while the kernel before it ends, activation and addition happen on the way.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch.nn.functional import linear as any_linear
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from nanoinfer.kernels.fused import silu_and_mul
 from nanoinfer.kernels.launch import early_launch, prefetch
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 128  # attention of larger batches fills the device and does not begin early
 MOST_WEIGHTS = 2**23  # beyond, the product itself is what counts
+SMALL_ROWS = 32  # up to here all products of a layer gain
+PART_INPUTS = 512  # of narrow outputs, whose programs are few unless each takes only so many inputs
 LINE_BYTES = tl.constexpr(128)
 
 
@@ -40,6 +44,7 @@ TUNINGS = {
     64: LinearTuning(64, 32, 128, 4, 3),
     MOST_ROWS: LinearTuning(128, 64, 128, 8, 3),
 }
+SMALL = LinearTuning(16, 64, 128, 4, 4)
 
 
 def linear_tuning(num_rows: int) -> LinearTuning:
@@ -61,11 +66,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return any_linear(x, weight, bias)
 
 
-def early_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearTuning) -> Tensor:
-    """Do as `linear`, in Triton whatever the shape; K is a multiple of the tile's."""
-    num_rows, num_outputs = len(x), len(weight)
-    out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
-    grid = triton.cdiv(num_outputs, tuning.tile_outputs), triton.cdiv(num_rows, tuning.tile_rows)
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return silu(gate) * up with (gate, up) = x W^T + b for x (T, K), contiguous, W (2 N, K), gate first; (T, N)."""
+    if len(x) <= SMALL_ROWS and fits(weight):
+        return early_linear(x, weight, bias, SMALL, gated=True)
+    return silu_and_mul(any_linear(x, weight, bias))
+
+
+def linear_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Do as `linear`, or return parts (P, T, N) in float32 whose sum it is; `add_rms_norm` takes either."""
+    num_parts = x.shape[1] // PART_INPUTS
+    if len(x) <= SMALL_ROWS and fits(weight) and num_parts > 1 and x.shape[1] % PART_INPUTS == 0:
+        return early_linear(x, weight, bias, SMALL, num_parts=num_parts)
+    return any_linear(x, weight, bias)
+
+
+def early_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearTuning, *, gated: bool = False, num_parts: int = 1
+) -> Tensor:
+    """Do as `linear`, `gated_linear` or `linear_parts`, in Triton whatever the shape; a part is a number of tiles."""
+    num_rows, num_outputs = len(x), len(weight) // (2 if gated else 1)
+    shape = (num_rows, num_outputs) if num_parts == 1 else (num_parts, num_rows, num_outputs)
+    out = torch.empty(shape, dtype=x.dtype if num_parts == 1 else torch.float32, device=x.device)
+    grid = triton.cdiv(len(weight), tuning.tile_outputs), triton.cdiv(num_rows, tuning.tile_rows), num_parts
     _linear_kernel[grid](
         x,
         weight,
@@ -74,10 +97,12 @@ def early_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearT
         num_rows,
         num_outputs,
         NUM_INPUTS=x.shape[1],
+        NUM_PARTS=num_parts,
         ROWS=tuning.tile_rows,
         OUTPUTS=tuning.tile_outputs,
         INPUTS=tuning.tile_inputs,
         BIAS=bias is not None,
+        GATED=gated,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
         **early_launch(x.device),
@@ -95,29 +120,39 @@ def _linear_kernel(
     num_rows,
     num_outputs,
     NUM_INPUTS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BIAS: tl.constexpr,
+    GATED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    weight_row = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    if GATED:  # a gate and its up are neighbours in the tile
+        column = weight_row // 2
+        weight_row = column + weight_row % 2 * num_outputs
+    else:
+        column = weight_row
     is_row = row < num_rows
     is_column = column < num_outputs
     inner = tl.arange(0, INPUTS)
-    weight_rows = weight + column[:, None] * NUM_INPUTS
+    part = tl.program_id(2)
+    begin = part * (NUM_INPUTS // NUM_PARTS)
+    end = begin + NUM_INPUTS // NUM_PARTS
+    weight_rows = weight + weight_row[:, None] * NUM_INPUTS
     if EARLY:
         LINE: tl.constexpr = LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)
         line = tl.arange(0, INPUTS // LINE)[None, :] * LINE
-        for start in range(0, NUM_INPUTS, INPUTS):
+        for start in range(begin, end, INPUTS):
             prefetch(tl.where(is_column[:, None], weight_rows, weight) + start + line)
         gdc_launch_dependents()
         gdc_wait()
     # Tensor cores take 64 rows of the first operand at a time: few rows of x are the second.
     SWAP: tl.constexpr = ROWS < OUTPUTS
     accumulator = tl.zeros((OUTPUTS, ROWS) if SWAP else (ROWS, OUTPUTS), tl.float32)
-    for start in range(0, NUM_INPUTS, INPUTS):
+    for start in range(begin, end, INPUTS):
         w = tl.load(weight_rows + start + inner[None, :], mask=is_column[:, None], other=0.0)
         values = tl.load(x + row[:, None] * NUM_INPUTS + start + inner[None, :], mask=is_row[:, None], other=0.0)
         if SWAP:  # noqa: SIM108  decided while compiling
@@ -127,6 +162,11 @@ def _linear_kernel(
     if SWAP:
         accumulator = tl.trans(accumulator)
     if BIAS:
-        accumulator += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    target = out + row[:, None] * num_outputs + column[None, :]
+        accumulator += tl.load(bias + weight_row, mask=is_column & (part == 0), other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        gate, up = tl.split(tl.reshape(accumulator, (ROWS, OUTPUTS // 2, 2)))
+        accumulator = gate / (1.0 + tl.exp(-gate)) * up
+        column = tl.program_id(0) * (OUTPUTS // 2) + tl.arange(0, OUTPUTS // 2)
+        is_column = column < num_outputs
+    target = out + part * num_rows * num_outputs + row[:, None] * num_outputs + column[None, :]
     tl.store(target, accumulator.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])

@@ -44,12 +44,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Add x (T, H) to the residual stream (T, H) and normalize the sum.
+    """Add x (T, H), or the sum of its parts (P, T, H) float32, to the residual stream (T, H) and normalize the sum.
 
     Returns (normalized, new residual). The sum is rounded to the residual's dtype before it is normalized. A kernel
     may overwrite either input, so callers use only what is returned.
     """
-    residual = x + residual
+    residual = x + residual if x.dim() == residual.dim() else (x.sum(0) + residual.float()).to(residual.dtype)
     return rms_norm(residual, weight, eps), residual
 
 
@@ -68,6 +68,11 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up for gate_up (T, 2 I), gate first; shape (T, I)."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (silu(gate) * up).to(gate_up.dtype)
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return silu(gate) * up with (gate, up) = x W^T + b for x (T, K), W (2 N, K), b (2 N,) or None, gate first."""
+    return silu_and_mul(linear(x, weight, bias))
 
 
 # --- products of a few rows, with what surrounds them -----------------------------------------------------------------

@@ -65,10 +65,13 @@ class RowParallelLinear(Linear):
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return (y, residual) for the normalization that follows to add, or (None, their sum) where that is cheaper.
 
+        y may be in parts (P, T, out_features) that are still to be added up.
         Many rows are added within the product, over `residual`: they need not travel through memory once more.
         """
-        if self.parallel.size > 1 or len(x) < MANY_ROWS:
+        if self.parallel.size > 1:
             return self(x), residual
+        if len(x) < MANY_ROWS:
+            return self.ops.linear_parts(x, self.weight, self.bias), residual
         residual.addmm_(x, self.weight.t())
         return None, residual if self.bias is None else residual.add_(self.bias)
 
@@ -146,7 +149,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
         """Map x (T, hidden_size) to (T, hidden_size), which is returned or added as RowParallelLinear.add does."""
-        return self.down_proj.add(self.ops.silu_and_mul(self.gate_up_proj(x)), residual)
+        hidden = self.ops.gated_linear(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
+        return self.down_proj.add(hidden, residual)
 
 
 def rotary_table(config: ModelConfig, num_positions: int) -> Tensor:

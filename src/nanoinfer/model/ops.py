@@ -36,8 +36,9 @@ class Ops:
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-    silu_and_mul: Callable[[Tensor], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    linear_parts: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    gated_linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     decode_attention: Callable[..., None]
     prefill_attention: Callable[..., None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -52,8 +53,9 @@ class Ops:
 REFERENCE = Ops(
     rms_norm=reference.rms_norm,
     add_rms_norm=reference.add_rms_norm,
-    silu_and_mul=reference.silu_and_mul,
     linear=functional.linear,
+    linear_parts=functional.linear,
+    gated_linear=reference.gated_linear,
     decode_attention=reference.decode_attention,
     prefill_attention=reference.prefill_attention,
     sample=reference.sample,
@@ -109,8 +111,9 @@ def _triton_ops() -> Ops:
     return Ops(
         rms_norm=fused.rms_norm,
         add_rms_norm=fused.add_rms_norm,
-        silu_and_mul=fused.silu_and_mul,
         linear=linear.linear,
+        linear_parts=linear.linear_parts,
+        gated_linear=linear.gated_linear,
         decode_attention=decode_attention.decode_attention,
         prefill_attention=prefill_attention.prefill_attention,
         sample=sampling.sample,

@@ -5,8 +5,17 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from nanoinfer.kernels import few_rows, reference
-from nanoinfer.kernels.linear import LinearTuning, early_linear, fits, linear, linear_tuning
+from nanoinfer.kernels import few_rows, fused, reference
+from nanoinfer.kernels.linear import (
+    SMALL,
+    LinearTuning,
+    early_linear,
+    fits,
+    gated_linear,
+    linear,
+    linear_parts,
+    linear_tuning,
+)
 
 EPS = 1e-6
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -51,6 +60,52 @@ def test_the_product_before_attention_equals_the_reference(num_rows, num_outputs
     assert relative_error(early_linear(x, weight, bias, tuning), expected) < (
         1e-3 if dtype == torch.float32 else TOLERANCE[dtype]
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_rows", "num_outputs", "biased"), [(3, 70, True), (20, 64, False)])
+def test_a_product_with_its_activation_equals_the_reference(num_rows, num_outputs, biased, dtype, device):
+    torch.manual_seed(num_rows)
+    x, weight, bias = torch.randn(num_rows, 256), torch.randn(2 * num_outputs, 256) / 16, torch.randn(2 * num_outputs)
+    x, weight, bias = (t.to(dtype).to(device) for t in (x, weight, bias))
+    bias = bias if biased else None
+    found = early_linear(x, weight, bias, SMALL, gated=True)
+    exact = reference.gated_linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.shape == (num_rows, num_outputs)
+    assert found.dtype == dtype
+    assert relative_error(found, exact) < (1e-3 if dtype == torch.float32 else TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("num_rows", "num_parts", "biased"), [(3, 4, True), (20, 2, False)])
+def test_parts_of_a_product_add_up_to_it_within_the_normalization(num_rows, num_parts, biased, dtype, device):
+    torch.manual_seed(num_rows)
+    x, weight, bias, norm = torch.randn(num_rows, 512), torch.randn(70, 512) / 20, torch.randn(70), torch.rand(70)
+    x, weight, bias, norm = (t.to(dtype).to(device) for t in (x, weight, bias, norm))
+    residual, bias = torch.randn(num_rows, 70).to(dtype).to(device), bias if biased else None
+    parts = early_linear(x, weight, bias, SMALL, num_parts=num_parts)
+    assert (parts.shape, parts.dtype) == ((num_parts, num_rows, 70), torch.float32)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert relative_error(parts.sum(0), exact) < 1e-3
+    expected = reference.add_rms_norm(parts, residual, norm, EPS)
+    found = fused.add_rms_norm(parts, residual.clone(), norm, EPS)
+    for own, other in zip(found, expected, strict=True):
+        assert own.dtype == dtype
+        assert relative_error(own, other) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [5, 16, 17, 32, 33])
+def test_all_products_of_a_layer_equal_the_reference_at_few_rows_on_a_gpu(num_rows, dtype, device):
+    x, weight = torch.randn(num_rows, 2048, device=device).to(dtype), torch.randn(2048, 2048, device=device) / 45
+    weight = weight.to(dtype)
+    parts = linear_parts(x, weight, None)
+    assert (parts.dim() == 3) == (num_rows <= 32 and fits(weight))
+    whole = parts.sum(0) if parts.dim() == 3 else parts
+    assert relative_error(whole, x.double() @ weight.double().T) < TOLERANCE[dtype]
+    exact = reference.gated_linear(x.double(), weight.double(), None)
+    assert relative_error(gated_linear(x, weight, None), exact) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.gpu
