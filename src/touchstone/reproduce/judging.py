@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from touchstone.analysis import statistics
-from touchstone.analysis.statistics import ElsewhereVerdict, Reproduction
+from touchstone.analysis.statistics import ElsewhereVerdict
 from touchstone.experiment import Bilingual
 from touchstone.records import Verdict
 from touchstone.reporting.formatting import notation_for, number, percent
 from touchstone.reporting.values import Amount
+from touchstone.reproduce import reasons
 from touchstone.reproduce.claims import ClaimClass, Direction
 from touchstone.reproduce.errors import ComparisonError
 from touchstone.reproduce.obstacles import checks_of, effect_of, failed_check, why_not_measured
@@ -45,15 +46,18 @@ def _judge_exact(claim: Claim, sides: Sides) -> Outcome:
     paper, here = (_only_number(claim, run) for _, run in sides.named)
     same = set(paper.values) == set(here.values) and len(set(here.values)) == 1
     verdict = ClaimVerdict.HOLDS if same else ClaimVerdict.REFUTED
-    return Outcome(claim, verdict, _amount(paper, exact=True), _amount(here, exact=True))
+    shown = _amount(paper, exact=True), _amount(here, exact=True)
+    return Outcome(claim, verdict, *shown, reason=reasons.of_count(paper, here))
 
 
 def _judge_identity(claim: Claim, sides: Sides) -> Outcome:
     """Look whether the named check, or every check, passes in both runs."""
-    found = [(name, check) for name, run in sides.named for check in checks_of(claim, run)]
+    paper, here = (checks_of(claim, run) for _, run in sides.named)
+    found = [(name, check) for (name, _), checks in zip(sides.named, (paper, here), strict=True) for check in checks]
     failed = [failed_check(name, check) for name, check in found if not check.passed]
-    verdict = ClaimVerdict.REFUTED if failed else ClaimVerdict.HOLDS
-    return Outcome(claim, verdict, reason=next(iter(failed), None))
+    if failed:
+        return Outcome(claim, ClaimVerdict.REFUTED, reason=failed[0])
+    return Outcome(claim, ClaimVerdict.HOLDS, reason=reasons.of_checks(claim, paper, here))
 
 
 def _judge_token_hash(claim: Claim, sides: Sides) -> Outcome:
@@ -65,9 +69,7 @@ def _judge_token_hash(claim: Claim, sides: Sides) -> Outcome:
         return Outcome(claim, ClaimVerdict.NOT_MEASURED, reason=reason)
     pairs = [pair for key in sorted(shared) for pair in zip(paper[key], here[key], strict=True)]
     equal = sum(one == other for one, other in pairs)
-    reason = Bilingual(
-        f"{equal} of {len(pairs)} requests returned the same tokens", f"{equal} 个请求的 token 相同，共 {len(pairs)} 个"
-    )
+    reason = reasons.of_tokens(equal, len(pairs), same_hardware=sides.same_hardware)
     unequal = ClaimVerdict.REFUTED if sides.same_hardware else ClaimVerdict.NOT_COMPARABLE
     return Outcome(claim, ClaimVerdict.HOLDS if equal == len(pairs) else unequal, reason=reason)
 
@@ -96,13 +98,14 @@ def _shares_of_roofline(paper: MetricStatistics, here: MetricStatistics) -> Bili
     """Say how much of its own machine's bound each speed is, where both records tell it."""
     if paper.roofline is None or here.roofline is None:
         return Bilingual(
-            "speeds of different machines; no share of the roofline is recorded on both sides",
-            "不同机器的速度；两侧并非都记录了 roofline 占比",
+            "speeds of different machines are not compared; no share of the roofline is recorded on both sides",
+            "不同机器的速度不作比较；两侧并非都记录了 roofline 占比",
         )
     ours, theirs = (percent(item.share) for item in (paper.roofline, here.roofline))
     return Bilingual(
-        f"share of each machine's own roofline: {ours} in the paper, {theirs} here",
-        f"各自机器 roofline 的占比：论文 {ours}，本次 {theirs}",
+        "speeds of different machines are not compared; share of each machine's own roofline: "
+        f"{ours} in the paper, {theirs} here",
+        f"不同机器的速度不作比较；各自机器 roofline 的占比：论文 {ours}，本次 {theirs}",
     )
 
 
@@ -111,16 +114,15 @@ def _compare_values(
 ) -> Outcome:
     """Two one-sided Welch tests; a single rerun is held against the prediction interval."""
     if len(paper) < 2 or not here or min(*paper, *here) <= 0:  # noqa: PLR2004  a spread needs two values
-        reason = Bilingual(
-            f"{len(paper)} values in the paper and {len(here)} here; positive values and a spread are needed",
-            f"论文有 {len(paper)} 个数值，本次有 {len(here)} 个；需要正值及可估计的离散程度",
-        )
+        reason = reasons.of_too_few(len(paper), len(here))
         return Outcome(claim, ClaimVerdict.INCONCLUSIVE, shown_paper, shown_here, reason=reason)
     if len(here) == 1:
         interval = statistics.prediction_interval(paper)
         single = statistics.compare_single_rerun(paper, here[0])
         centre = math.sqrt(interval.low * interval.high)
-        return Outcome(claim, ClaimVerdict(single.value), shown_paper, shown_here, _ratio_of(here[0] / centre))
+        reason = reasons.of_single_rerun(here[0], interval, len(paper), single)
+        ratio = _ratio_of(here[0] / centre)
+        return Outcome(claim, ClaimVerdict(single.value), shown_paper, shown_here, ratio, reason=reason)
     compared = statistics.compare_with_paper(paper, here)
     return Outcome(
         claim,
@@ -128,14 +130,8 @@ def _compare_values(
         shown_paper,
         shown_here,
         ratio_amount(compared.ratio, compared.interval),
-        compared.needed,
-        _UNDECIDABLE if compared.verdict is Reproduction.INCONCLUSIVE and compared.needed is None else None,
+        reasons.of_comparison(compared, len(paper), len(here)),
     )
-
-
-_UNDECIDABLE = Bilingual(
-    "the paper's own spread is too wide for any number of reruns", "论文自身的离散程度过大，重测再多次也无法定论"
-)
 
 
 # --- ratios of a switch ---------------------------------------------------------------------------------------------
@@ -145,38 +141,32 @@ def _judge_ratio(claim: Claim, sides: Sides) -> Outcome:
     paper, here = (effect_of(claim, run) for _, run in sides.named)
     shown = ratio_amount(paper.ratio, paper.interval), ratio_amount(here.ratio, here.interval)
     doubt = _what_the_paper_lacks(claim, paper)
-    if doubt is not None:
-        return Outcome(claim, doubt, *shown, reason=_PAPER_LACKS)
+    if doubt is not None and claim.direction is not None:
+        return Outcome(claim, doubt, *shown, reason=reasons.of_the_papers_lack(claim.direction, paper))
     if paper.verdict == here.verdict == Verdict.EXACT:
         same = math.isclose(paper.ratio, here.ratio, rel_tol=1e-12)  # the quotient of the same counts
-        return Outcome(claim, ClaimVerdict.HOLDS if same else ClaimVerdict.REFUTED, *shown)
+        verdict = ClaimVerdict.HOLDS if same else ClaimVerdict.REFUTED
+        return Outcome(claim, verdict, *shown, reason=reasons.of_counted_ratio(same=same))
     if sides.same_hardware:
         return _with_direction(_compare_values(claim, _ratios(paper), _ratios(here), *shown), here)
     if claim.direction is Direction.EQUIVALENT:
-        return Outcome(claim, _equivalent_elsewhere(here), *shown)
-    if paper.interval is None or here.interval is None:
-        return Outcome(claim, _by_direction(paper, here), *shown)
-    elsewhere = statistics.compare_ratio_elsewhere(paper.interval, here.interval)
-    return Outcome(claim, ClaimVerdict(elsewhere.value), *shown)
+        verdict = _equivalent_elsewhere(here)
+        return Outcome(claim, verdict, *shown, reason=reasons.of_equivalence_elsewhere(verdict))
+    verdict = _by_direction(paper, here)
+    return Outcome(claim, verdict, *shown, reason=reasons.of_direction_elsewhere(verdict, paper, here))
 
 
 def _with_direction(outcome: Outcome, here: Effect) -> Outcome:
     """Add what the claimed direction says: its opposite here refutes, whatever the size of the ratio."""
-    direction = outcome.claim.direction
+    direction, told = outcome.claim.direction, outcome.reason
     if direction in _OPPOSITE and _shows(here, _OPPOSITE[direction]):
-        return replace(outcome, verdict=ClaimVerdict.NOT_REPRODUCED, needed=None, reason=_OPPOSITE_HERE)
-    if outcome.verdict is ClaimVerdict.INCONCLUSIVE and direction is not None and _shows(here, direction):
-        return replace(outcome, reason=_SIZE_OPEN)
-    return outcome
+        reason = reasons.of_opposite(direction, here)
+        return replace(outcome, verdict=ClaimVerdict.NOT_REPRODUCED, reason=reason)
+    open_size = outcome.verdict is ClaimVerdict.INCONCLUSIVE and direction is not None and _shows(here, direction)
+    return replace(outcome, reason=reasons.sentences(reasons.SIZE_OPEN, told)) if open_size and told else outcome
 
 
 _OPPOSITE = {Direction.HIGHER: Direction.LOWER, Direction.LOWER: Direction.HIGHER}
-_OPPOSITE_HERE = Bilingual("this run shows the opposite direction", "本次运行显示相反的方向")
-_SIZE_OPEN = Bilingual(
-    "both runs show the claimed direction; only the size of the ratio is open",
-    "两次运行均显示所述方向，仅比值大小未有定论",
-)
-_PAPER_LACKS = Bilingual("the paper's own run does not show this direction", "论文自身的运行未显示该方向")
 
 
 def _what_the_paper_lacks(claim: Claim, paper: Effect) -> ClaimVerdict | None:
@@ -197,7 +187,9 @@ def _shows(effect: Effect, direction: Direction) -> bool:
 
 
 def _by_direction(paper: Effect, here: Effect) -> ClaimVerdict:
-    """Judge effects of which one has no interval: counts by their side of 1, anything else not at all."""
+    """Judge by intervals; where one has none, counts by their side of 1, and anything else not at all."""
+    if paper.interval is not None and here.interval is not None:
+        return ClaimVerdict(statistics.compare_ratio_elsewhere(paper.interval, here.interval).value)
     if here.interval is None and here.verdict != Verdict.EXACT:
         return ClaimVerdict.INCONCLUSIVE
     for direction, opposite in _OPPOSITE.items():
@@ -232,11 +224,14 @@ def _ratios(effect: Effect) -> list[float]:
 
 def _judge_shape(claim: Claim, sides: Sides) -> Outcome:
     """Every number is larger than the one before it, in both runs, by one-sided Welch tests at 5 %."""
-    found = [step for _, run in sides.named for step in _rises(claim, run)]
+    runs = [(name, _rises(claim, run)) for name, run in sides.named]
+    steps = {step for _, found in runs for step in found}
+    answer = next(one for one in (False, None, True) if one in steps)
     shown = _in_order(claim, sides.paper), _in_order(claim, sides.reviewer)
-    if False in found:
-        return Outcome(claim, ClaimVerdict.REFUTED, *shown)
-    return Outcome(claim, ClaimVerdict.INCONCLUSIVE if None in found else ClaimVerdict.HOLDS, *shown)
+    return Outcome(claim, _OF_ORDER[answer], *shown, reason=reasons.of_order(claim.ascending, runs, answer))
+
+
+_OF_ORDER = {False: ClaimVerdict.REFUTED, None: ClaimVerdict.INCONCLUSIVE, True: ClaimVerdict.HOLDS}
 
 
 def _in_order(claim: Claim, run: MeasuredRun) -> Amount:
@@ -272,11 +267,13 @@ def _only_number(claim: Claim, run: MeasuredRun) -> MetricStatistics:
 
 
 def _amount(numbers: MetricStatistics, *, exact: bool = False) -> Amount:
-    """Write a median with its unit and the digits that its noise allows."""
+    """Write a median, with its interval where it has one, its unit and the digits that its noise allows."""
     if numbers.median is None:
         return Amount("—")
     notation = notation_for(numbers, exact_value=exact)
-    return Amount(notation.write(numbers.median), notation.scale.symbol)
+    interval = None if exact else numbers.interval
+    ends = "" if interval is None else f" [{notation.write(interval.low)}, {notation.write(interval.high)}]"
+    return Amount(f"{notation.write(numbers.median)}{ends}", notation.scale.symbol)
 
 
 def ratio_amount(ratio: float, interval: Interval | None) -> Amount:

@@ -81,7 +81,12 @@ def _absent(claim: Claim, sides: Sides) -> Iterator[Obstacle]:
         if result is None:
             yield Obstacle(Bilingual(f"{name.en} did not plan this point", f"{name.zh}的计划不含该取值点"))
         elif result.status != "measured":
-            yield Obstacle(Bilingual(f"{name.en}: {result.reason}", f"{name.zh}：{result.reason_zh}"))
+            yield Obstacle(
+                Bilingual(
+                    f"{name.en} has not measured this test, which it explains by: {result.reason}",
+                    f"{name.zh}未测量本项，其说明为：{result.reason_zh}",
+                )
+            )
 
 
 def _absent_arms(claim: Claim, sides: Sides) -> Iterator[Obstacle]:

@@ -55,18 +55,13 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One claim with its verdict and what it was decided from.
-
-    `needed` is the number of processes with which an INCONCLUSIVE speed would be decided, None where it is not known.
-    `detail` is the same in both languages.
-    """
+    """One claim with its verdict, what it was decided from and why; `detail` is the same in both languages."""
 
     claim: Claim
     verdict: ClaimVerdict
     paper: Amount = NOTHING
     here: Amount = NOTHING
     ratio: Amount = NOTHING
-    needed: int | None = None
     reason: Bilingual | None = None
     detail: str = ""
 

@@ -47,7 +47,6 @@ class ClaimRow:
     ratio: Amount
     reason: Bilingual | None
     detail: Code | None
-    needed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,6 @@ def _claim_row(outcome: Outcome) -> ClaimRow:
         ratio=outcome.ratio,
         reason=outcome.reason,
         detail=Code(outcome.detail) if outcome.detail else None,
-        needed=outcome.needed,
     )
 
 
@@ -215,6 +213,4 @@ def _style(verdict: ClaimVerdict) -> str:
 
 def _remark(outcome: Outcome) -> str:
     parts = [outcome.reason.en if outcome.reason is not None else "", outcome.detail]
-    if outcome.needed is not None:
-        parts.append(f"{outcome.needed} processes would decide")
     return ": ".join(filter(None, parts))

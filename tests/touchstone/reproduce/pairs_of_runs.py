@@ -26,11 +26,15 @@ OFFSETS = (-1.0, 0.6, -0.2, 0.9, -0.7, 0.4)
 
 @dataclass
 class Speeds:
-    """How fast a synthetic run is. `scale` multiplies all times, `switch` those with the cache on."""
+    """How fast a synthetic run is. `scale` multiplies all times, `switch` those with the cache on.
+
+    `unsteady` lets the effect of the switch scatter from process to process.
+    """
 
     scale: float = 1.0
     spread: float = 0.004
     switch: float = 0.8
+    unsteady: float = 0.0
     processes: int = 6
     hardware: dict[str, object] = field(default_factory=dict)
     outputs: int = 5
@@ -83,7 +87,8 @@ def _record_switch(run: FakeRun, speeds: Speeds) -> None:
 def _trace(speeds: Speeds, process: float, *, arm: str = "off"):
     whole = int(process)
     noise = 1 + speeds.spread * (OFFSETS[whole % len(OFFSETS)] + (process - whole) / 10)
-    factor = speeds.scale * noise * (speeds.switch if arm == "on" else 1.0)
+    switch = speeds.switch * (1 + speeds.unsteady * OFFSETS[whole % len(OFFSETS)])
+    factor = speeds.scale * noise * (switch if arm == "on" else 1.0)
     cached = [0, speeds.cached] if arm == "on" else None
     return make_trace(
         outputs=speeds.outputs,

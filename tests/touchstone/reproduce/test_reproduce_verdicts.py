@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from tests.touchstone.factories import FakeRun, make_environment, make_workload
@@ -13,6 +15,7 @@ from tests.touchstone.reproduce.pairs_of_runs import (
 )
 from touchstone.ledger import LEDGER_NAME, Ledger
 from touchstone.records import EntryKind
+from touchstone.reporting.lint import numbers_in
 from touchstone.reproduce.errors import ComparisonError
 from touchstone.reproduce.outcomes import ClaimVerdict, ExitCode
 from touchstone.reproduce.reproduction import reproduce
@@ -54,8 +57,8 @@ class TestSpeedsOnTheSameHardware:
     def test_an_open_question_says_how_many_processes_would_decide_it(self, paper, tmp_path):
         outcome = only(paper, write_run(tmp_path / "here", scale=1.0, spread=0.1), SPEED)
         assert outcome.verdict is ClaimVerdict.INCONCLUSIVE
-        assert outcome.needed is not None
-        assert outcome.needed > 6
+        assert int(re.search(r"if nothing has changed, (\d+) processes here", outcome.reason.en).group(1)) > 6
+        assert "crosses the end of the margin of ±5 %, by 6 processes in the paper's run" in outcome.reason.en
 
     @pytest.mark.parametrize(
         ("scale", "expected"), [(1.001, ClaimVerdict.COMPATIBLE), (1.05, ClaimVerdict.NOT_COMPATIBLE)]
@@ -180,7 +183,7 @@ class TestWhatIsNotMeasured:
     def test_a_test_that_the_run_left_out_gives_its_reason(self, paper, tmp_path):
         outcome = only(paper, write_run(tmp_path / "here"), ABSENT)
         assert outcome.verdict is ClaimVerdict.NOT_MEASURED
-        assert outcome.reason.en == "the paper's run: not part of this run's plan"
+        assert outcome.reason.en.startswith("the paper's run has not measured this test")
         assert outcome.reason.zh
 
     def test_a_run_without_a_valid_attempt_is_not_measured(self, paper, tmp_path):
@@ -228,6 +231,75 @@ class TestClaimsThatThePaperDoesNotKnow:
     def test_they_are_refused_by_name(self, paper, tmp_path, one, message):
         with pytest.raises(ComparisonError, match=message.replace("?", r"\?")):
             only(paper, write_whole(tmp_path / "here"), one)
+
+
+class TestReasons:
+    """Every verdict says why, in both languages, with the same numbers."""
+
+    CLAIMS = (SPEED, COUNT, TOKENS, IDENTITY, SHAPE, ABSENT, SWITCH, claim("identity", "1.2", metric="every_check"))
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({}, "lies within the margin of ±5 %"),
+            ({"scale": 1.2, "switch": 0.5}, "lies wholly outside of the margin of ±5 %"),
+            ({"scale": 1.05, "spread": 0.02}, "the ratio seems to lie near the end of the margin"),
+            (
+                {"switch": 0.83, "unsteady": 0.03},
+                "both runs show the claimed direction; only the size of the ratio is open",
+            ),
+            ({"switch": 1.3}, "the claim says a ratio below 1, and this run shows the opposite direction (`HIGHER`)"),
+            ({"processes": 1}, "a single process here, 0.9960 of the paper's centre, lies inside"),
+            ({"processes": 1, "scale": 1.2}, "lies outside 0.9916 to 1.0084, where one more process is expected"),
+            ({"hardware": OTHER}, "the intervals of the two ratios lie on the same side of 1"),
+            ({"hardware": OTHER, "switch": 1.3, "answer": "other"}, "lie on opposite sides of 1"),
+            ({"hardware": OTHER, "switch": 1.0}, "the intervals of the two ratios do not both exclude 1"),
+            ({"seed": 2}, "the two runs did different work"),
+        ],
+    )
+    def test_every_verdict_says_what_was_held_against_what(self, paper, tmp_path, changes, told):
+        found = outcomes(paper, write_whole(tmp_path / "here", **changes), *self.CLAIMS).outcomes
+        reasons = [outcome.reason for outcome in found]
+        assert all(reason is not None and reason.en and reason.zh for reason in reasons)
+        assert any(told in reason.en for reason in reasons)
+        for reason in reasons:
+            assert sorted(numbers_in(reason.en)) == sorted(numbers_in(reason.zh))
+
+    @pytest.mark.parametrize(
+        ("direction", "switch", "told"),
+        [
+            ("higher", 0.8, "the claim says a ratio above 1, and the paper's own run does not show it (`LOWER`)"),
+            ("equivalent", 0.8, "the claim says a ratio within ±5 % of 1, and the paper's own run does not show it"),
+        ],
+    )
+    def test_what_the_paper_lacks_is_told_with_its_own_verdict(self, paper, tmp_path, direction, switch, told):
+        outcome = only(paper, write_switched(tmp_path / "here", switch=switch), SWITCH | {"direction": direction})
+        assert told in outcome.reason.en
+
+    @pytest.mark.parametrize(
+        ("switch", "unsteady", "told"),
+        [
+            (1.0, 0.0, "is shown to lie within ±5 % of 1"),
+            (1.3, 0.0, "lies wholly outside of ±5 % of 1"),
+            (1.04, 0.04, "cannot be placed inside or outside of ±5 % of 1"),
+        ],
+    )
+    def test_no_difference_elsewhere_is_told_by_the_ratio_here(self, tmp_path, switch, unsteady, told):
+        paper = write_switched(tmp_path / "paper", switch=1.0)
+        here = write_switched(tmp_path / "here", switch=switch, unsteady=unsteady, hardware=OTHER)
+        assert told in only(paper, here, SWITCH | {"direction": "equivalent"}).reason.en
+
+    def test_unequal_counts_are_both_told(self, paper, tmp_path):
+        hits = claim("exact", "2.1", metric="cache_hit_rate", arm="on")
+        outcome = only(paper, write_switched(tmp_path / "less", cached=64), hits)
+        assert "the paper's 6 give 40, the 6 here give 32" in outcome.reason.en
+
+    def test_a_step_that_is_turned_round_is_named(self, paper, tmp_path):
+        turned = SHAPE | {"ascending": list(reversed(SHAPE["ascending"]))}
+        outcome = only(paper, write_run(tmp_path / "here"), turned)
+        assert outcome.reason.en == (
+            "in the paper's run `tpot_mean` is smaller than `ttft_mean`, by a one-sided test at 5 %"
+        )
 
 
 class TestTheWhole:
