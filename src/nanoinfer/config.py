@@ -61,9 +61,8 @@ class EngineConfig:
     placement               which engine a request goes to: the one with the least outstanding tokens ("least_work"), or
                             the one that has the least left to do when the prefix it was given before counts as done
                             ("prefix")
-    all_reduce              how devices add up their parts: "auto" lets small sums go through symmetric memory where the
-                            devices and the dtype allow it, "nccl" never does; without a GPU it is gloo, whatever this
-                            says
+    all_reduce              how devices add up their parts: "auto" goes through symmetric memory where the devices allow
+                            it, "nccl" never does; without a GPU it is gloo, whatever this says
     rank_timeout_s          how long a process of the engine may be silent, or a step may take, before the run is ended
     """
 
