@@ -20,7 +20,7 @@ from touchstone.records import Environment, Gpu, Hardware, Software, Source
 from touchstone.source_tree import read_stamp, tree_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -338,11 +338,17 @@ def _git(repository: Path, *arguments: str) -> bytes | None:
 
 
 def _locks(repository: Path) -> list[Path]:
+    """List the files that pin this project's dependencies, as one set."""
     return sorted((repository / "requirements").glob("*.txt"))
 
 
+def _host_locks(repository: Path) -> list[Path]:
+    """List the files that pin, each alone, what a host has whose software cannot be changed."""
+    return sorted((repository / "requirements" / "hosts").glob("*.txt"))
+
+
 def _lock_sha256(repository: Path) -> str | None:
-    locks = _locks(repository)
+    locks = [*_locks(repository), *_host_locks(repository)]
     return sha256_hex(b"".join(path.read_bytes() for path in locks)) if locks else None
 
 
@@ -360,17 +366,29 @@ def _tree_reasons(source: Source) -> Iterator[str]:
 
 
 def _version_reasons(software: Software, repository: Path) -> Iterator[str]:
-    """Compare installed versions with the locks; a package is as expected if any lock pins its version."""
-    pins = _pins(repository)
-    for name, version in software.packages.items():
-        expected = pins.get(_normalized(name))
-        if expected and version.partition("+")[0] not in expected:
-            yield f"{name} is {version}, the locks pin {' or '.join(sorted(expected))}; install from requirements/"
+    """Compare installed versions with each set of locks, and tell what keeps them from being the nearest one."""
+    sets = [_locks(repository), *([path] for path in _host_locks(repository))]
+    yield from min((_differences_from(locks, software, repository) for locks in sets), key=len)
 
 
-def _pins(repository: Path) -> dict[str, set[str]]:
+def _differences_from(locks: Sequence[Path], software: Software, repository: Path) -> list[str]:
+    pins, place = _pins(locks), _place(locks, repository)
+    return [
+        f"{name} is {version}, {place} pins {' or '.join(sorted(expected))}; install from there"
+        for name, version in software.packages.items()
+        if (expected := pins.get(_normalized(name))) and version.partition("+")[0] not in expected
+    ]
+
+
+def _place(locks: Sequence[Path], repository: Path) -> str:
+    """Name a file, or the folder of several."""
+    path = locks[0] if len(locks) == 1 else repository / "requirements"
+    return path.relative_to(repository).as_posix()
+
+
+def _pins(locks: Sequence[Path]) -> dict[str, set[str]]:
     pins: dict[str, set[str]] = {}
-    for lock in _locks(repository):
+    for lock in locks:
         for line in lock.read_text().splitlines():
             if match := _PIN.match(line):
                 pins.setdefault(_normalized(match[1]), set()).add(match[2].partition("+")[0])

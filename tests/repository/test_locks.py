@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,12 @@ def test_installer_knows_the_builds_of_the_locked_torch() -> None:
 )
 def test_lock_line_is_a_release_and_who_needs_it(line: str, expected: str) -> None:
     assert lock.tidy(line) == expected
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements" / "hosts").glob("*.txt")), ids=lambda path: path.name)
+def test_versions_of_a_host_are_exact_and_within_the_declared_ranges(path: Path) -> None:
+    known = pins(f"hosts/{path.name}")
+    declared = {canonicalize_name(one.name): one for one in map(Requirement, chain.from_iterable(DECLARED.values()))}
+    assert "torch" in known
+    for name, version in known.items():
+        assert name not in declared or version in declared[name].specifier, f"{name} {version} is not what is asked for"

@@ -217,6 +217,23 @@ class TestGate:
         reasons = gate(self.captured(here, repository, numpy="1.0.1"), "cpu", repository)
         assert [reason.split()[0:2] for reason in reasons] == [["the", "git"], ["numpy", "is"], ["the", "processor"]]
 
+    def test_versions_of_a_host_that_cannot_be_changed_pass_as_a_whole(self, here, repository):
+        write(repository / "requirements" / "hosts" / "image.txt", "numpy==2.0.0\npydantic==3.0.0\n")
+        git(repository, "add", ".")
+        git(repository, "commit", "-q", "-m", "a host")
+        assert gate(self.captured(here, repository, numpy="2.0.0+cu1", pydantic="3.0.0"), "cpu", repository) == ()
+        reasons = gate(self.captured(here, repository, numpy="2.0.0", pydantic="999", torch="1"), "cpu", repository)
+        assert len(reasons) == 1
+
+    def test_the_nearest_set_of_locks_is_named(self, here, repository):
+        write(repository / "requirements" / "hosts" / "image.txt", "numpy==2.0.0\npydantic==3.0.0\ntorch==1.0\n")
+        git(repository, "add", ".")
+        git(repository, "commit", "-q", "-m", "a host")
+        found = self.captured(here, repository, numpy="2.0.0", pydantic="3.0.1", torch="1.0")
+        assert gate(found, "cpu", repository) == (
+            "pydantic is 3.0.1, requirements/hosts/image.txt pins 3.0.0; install from there",
+        )
+
     def test_a_tree_without_a_commit_is_no_basis(self, here, tmp_path):
         assert "no git repository" in gate(self.captured(here, tmp_path), "cpu", tmp_path)[0]
 
