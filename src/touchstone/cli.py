@@ -21,6 +21,7 @@ from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
 from touchstone.experiment import Experiment, Profile, is_point, load_experiments, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError
+from touchstone.reporting.errors import ReportError
 from touchstone.run_command import RunOptions, plan_run, report_paths, run_plan, table_of, verdicts
 from touchstone.running.estimate import total_s
 from touchstone.running.planning import CODE_TEST, layout_of
@@ -298,6 +299,8 @@ def report(
     if out is None:
         typer.echo(text, nl=False)
     else:
+        if out.exists() and not out.is_file():
+            raise ReportError(f"--out is {out}, which is no file; name a file, or leave --out away to print the table")
         out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, text.encode())
         _say(out)

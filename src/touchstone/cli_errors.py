@@ -39,6 +39,13 @@ USER_ERRORS = (
 )
 _OUR_PACKAGES = frozenset({"bench", "nanoinfer", "quality", "touchstone"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+_REMEDIES = {
+    errno.EEXIST: "something else lies there: name another place",
+    errno.ENOTDIR: "a file lies where a folder is needed: name another place",
+    errno.EISDIR: "a folder lies where a file is needed: name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "the links there lead round in a circle: name another place",
+}
 _AGAIN = "then give the same command again (a run that had begun goes on with --resume)"
 
 
@@ -61,7 +68,8 @@ def tell(error: Exception) -> Told | None:
         return Told(str(error), BAD_INPUT)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
         place = "the place that the output goes to" if error.filename is None else error.filename
-        return Told(f"{place}: {error.strerror}; see to its rights and to the room on its disk, {_AGAIN}", FAILED)
+        remedy = _REMEDIES.get(error.errno or 0, "see to its rights and to the room on its disk")
+        return Told(f"{place}: {error.strerror}; {remedy}, {_AGAIN}", FAILED)
     if type(error).__module__.partition(".")[0] in _OUR_PACKAGES:
         return Told(f"{_sentence(error)}; {_own_fault(error)}", FAILED)
     return None

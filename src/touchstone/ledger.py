@@ -104,6 +104,11 @@ class Ledger:
         return ledger
 
     @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._path
+
+    @property
     def entries(self) -> tuple[LedgerEntry, ...]:
         """What the ledger holds, in order."""
         return tuple(self._entries)

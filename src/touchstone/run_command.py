@@ -17,7 +17,7 @@ from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.reporting.errors import ReportError
 from touchstone.running import orchestrate
 from touchstone.running.models import choose_model, with_checkpoint
-from touchstone.running.planning import RunRequest, make_plan
+from touchstone.running.planning import RunRequest, check_request, make_plan
 from touchstone.suggestions import no_run
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ def plan_run(
     device = options.device or _default_device()
     profile = options.profile or (Profile.PAPER if device.startswith("cuda") else Profile.SMOKE)
     capabilities = {name: _capabilities(name) for name in (options.engine, *options.peers)}
-    directory = (options.out or results / profile.value).resolve()
+    directory = _absolute(options.out or results / profile.value)
     environment = capture(output=directory)
     _check_device(device, environment, chosen=options.device is not None)
-    if workshop is None:
-        _make_room(directory, options)
-    model = choose_model(options.model, device, workshop or directory / "model")
     request = RunRequest(
         profile=profile,
         engine=options.engine,
@@ -78,6 +75,11 @@ def plan_run(
         peers=options.peers,
         engine_options=options.engine_options,
     )
+    check_request(request, experiments, capabilities)
+    named = None if options.model is None else choose_model(options.model, device, directory)
+    if workshop is None:  # nothing is touched before the command is known to be good
+        _make_room(directory, options)
+    model = named or choose_model(None, device, workshop or directory / "model")
     own, peers = capabilities[options.engine], {name: capabilities[name] for name in options.peers}
     plan = make_plan(request, experiments, environment, model, own, peers)
     if workshop is None and any(each.needs_checkpoint for each in capabilities.values()):
@@ -89,6 +91,13 @@ def plan_run(
         directory=directory,
         memory_tests=frozenset(experiment.plan_id for experiment in experiments if experiment.measure_memory),
     )
+
+
+def _absolute(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:  # the latter before Python 3.13
+        raise LedgerError(f"{folder} is in a circle of links ({error}); choose another folder by --out") from None
 
 
 def _capabilities(engine: str) -> Capabilities:
@@ -176,6 +185,10 @@ def _check_device(device: str, environment: Environment, *, chosen: bool) -> Non
 
 def _make_room(directory: Path, options: RunOptions) -> None:
     """Keep a finished run of the default folder under another name; anything else in the way is an error."""
+    if directory.exists() and not directory.is_dir():
+        raise LedgerError(f"{directory} is no folder; choose another place by --out")
+    if options.resume and (fault := no_run(directory, remedy="there is no run to resume: leave --resume away")):
+        raise LedgerError(fault)
     if options.resume or not (directory / LEDGER_NAME).exists():
         directory.mkdir(parents=True, exist_ok=True)
         return

@@ -32,11 +32,8 @@ def no_run(directory: Path, *, remedy: str = NAME_A_RUN) -> str | None:
         fault = f"{directory} holds no {LEDGER_NAME}"
     else:
         fault = f"{directory} does not exist"
-    return f"{fault}; {remedy}{_such_as(_runs_near(directory))}"
-
-
-def _such_as(folders: list[Path]) -> str:
-    return f", such as {' or '.join(map(str, folders[:_MAX_SHOWN]))}" if folders else ""
+    near = _runs_near(directory)[:_MAX_SHOWN]
+    return f"{fault}; {remedy}" + (f" (there is {' or '.join(map(str, near))})" if near else "")
 
 
 def _runs_near(directory: Path) -> list[Path]:

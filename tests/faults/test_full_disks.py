@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from touchstone import cli
+from touchstone import cli, cli_errors
 from touchstone.canonical import StorageError, atomic_write
 from touchstone.ledger import LEDGER_NAME, NO_PREVIOUS, Ledger, LedgerError, read_ledger
 from touchstone.records import EntryKind, RunEvent
@@ -197,7 +197,7 @@ def test_a_read_only_folder_is_a_sentence_and_status_1(small_disk, monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err
-    assert ended.value.code == cli.FAILED
+    assert ended.value.code == cli_errors.FAILED
     assert f"{folder}/run: Read-only file system; see to its rights" in said
     assert "Traceback" not in said
 
@@ -210,6 +210,6 @@ def test_a_report_that_cannot_be_written_leaves_the_run_as_it_was(phased, small_
     monkeypatch.setattr(sys, "argv", ["touchstone", "report", str(directory)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.FAILED
+    assert ended.value.code == cli_errors.FAILED
     assert "Read-only file system" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tests.faults.phased_engine import PHASES
-from touchstone import canonical, cli
+from touchstone import canonical, cli, cli_errors
 from touchstone.running.orchestrate import INTERRUPTED, KILLED, is_finished
 
 RECORD = {"ledger.jsonl", "logs", "model", "traces"}
@@ -142,5 +142,5 @@ def test_ctrl_c_while_a_report_is_made_ends_with_status_130(monkeypatch, capsys)
     monkeypatch.setattr("sys.argv", ["touchstone", "report", "anywhere"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.INTERRUPTED
+    assert ended.value.code == cli_errors.INTERRUPTED
     assert "Traceback" not in capsys.readouterr().err

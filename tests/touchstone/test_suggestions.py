@@ -32,13 +32,13 @@ def test_a_folder_with_a_ledger_is_a_run(here):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ("results", "results holds no ledger.jsonl; name a folder that `touchstone run` has written, such as "),
+        ("results", "results holds no ledger.jsonl; name a folder that `touchstone run` has written \\(there is "),
         ("results", "results/paper or results/smoke"),
-        ("results/smoke/report.html", "results/smoke/report.html is a file; .*, such as results/smoke$"),
-        ("results/smoke/ledger.jsonl", "results/smoke/ledger.jsonl is a file; .*, such as results/smoke$"),
-        ("results/smoke/figures", "results/smoke/figures does not exist; .*, such as results/smoke$"),
-        ("results/smok", "results/smok does not exist; .*, such as results/smoke( or |$)"),
-        ("reults/smoke", "reults/smoke does not exist; .*, such as results/smoke( or |$)"),
+        ("results/smoke/report.html", "results/smoke/report.html is a file; .* \\(there is results/smoke\\)$"),
+        ("results/smoke/ledger.jsonl", "results/smoke/ledger.jsonl is a file; .* \\(there is results/smoke\\)$"),
+        ("results/smoke/figures", "results/smoke/figures does not exist; .* \\(there is results/smoke\\)$"),
+        ("results/smok", "results/smok does not exist; .* \\(there is results/smoke( or |\\))"),
+        ("reults/smoke", "reults/smoke does not exist; .* \\(there is results/smoke( or |\\))"),
         ("elsewhere", "elsewhere does not exist; name a folder that `touchstone run` has written$"),
     ],
 )

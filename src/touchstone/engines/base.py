@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from touchstone.records import DeviceWork, EngineFacts, MemoryParts, Scalar, Trace
 
@@ -32,6 +32,10 @@ class GenerationRequest:
     temperature: float = 0.0
 
 
+def nothing_known(_options: Mapping[str, Scalar]) -> None:
+    """Know nothing against any value of an option before the engine is built."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can switch and what it reports.
@@ -41,7 +45,8 @@ class Capabilities:
     is "not available", with the text in `unreported` as the reason. `alone` says that a process can hold one such
     engine only, so that tests which alternate between two in one process are not measured. `needs_checkpoint` says that
     the engine loads weights from a folder and cannot draw them itself; `needs_gpu` that it does not run without one;
-    `profiles_devices` that it is a `ProfilingEngine`.
+    `profiles_devices` that it is a `ProfilingEngine`. `what_is_wrong` says, before anything is built, why options that
+    the engine has cannot have these values, None where nothing is known to be wrong.
     """
 
     options: frozenset[str]
@@ -54,6 +59,7 @@ class Capabilities:
     needs_checkpoint: bool = False
     needs_gpu: bool = False
     profiles_devices: bool = False
+    what_is_wrong: Callable[[Mapping[str, Scalar]], str | None] = nothing_known
 
     def refuses(self, options: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return the options that stand in a position which the engine does not have, with that position."""

@@ -39,7 +39,16 @@ def capabilities() -> Capabilities:
         reports_cached_tokens=True,
         reports_memory_parts=True,
         profiles_devices=True,
+        what_is_wrong=_what_is_wrong,
     )
+
+
+def _what_is_wrong(options: Mapping[str, Scalar]) -> str | None:
+    try:
+        EngineConfig.from_options("any", **options)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def build(spec: EngineSpec) -> NanoinferEngine:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from touchstone.engines.base import Capabilities, Engine, EngineError, EngineSpec
+from touchstone.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,8 @@ def load_adapter(name: str) -> Adapter:
             raise EngineError(reason) from error
         known = ", ".join(sorted(ADAPTERS))
         raise EngineError(
-            f"engine {name!r} cannot be loaded: {error}; use one of {known}, or the import path of an adapter module"
+            f"engine {name!r} cannot be loaded: {error}; use one of {known}, or the import path of an adapter "
+            f"module{did_you_mean(name, ADAPTERS)}"
         ) from error
     _check(name, module)
     return cast("Adapter", module)

@@ -153,7 +153,9 @@ def _plan_and_environment(ledger: Ledger) -> tuple[RunPlan, Environment]:
     plan = next((body for body in bodies if isinstance(body, RunPlan)), None)
     environment = next((body for body in bodies if isinstance(body, Environment)), None)
     if plan is None or environment is None:
-        raise LedgerError("the ledger ends before its plan, so nothing was measured; delete the folder and start again")
+        raise LedgerError(
+            f"{ledger.path} ends before its plan, so nothing was measured; delete the folder and start again"
+        )
     return plan, environment
 
 

@@ -17,6 +17,7 @@ from touchstone.running.estimate import Machine, seconds_by_test
 from touchstone.running.models import TINY_SOURCE
 from touchstone.running.peers import options_of, why_no_device, why_no_peer, why_too_few, with_engines
 from touchstone.running.sizes import DTYPE_BYTES, kv_bytes_per_token, num_parameters
+from touchstone.suggestions import did_you_mean
 from touchstone.validity import canary_limit
 from touchstone.workload import derive_seed, shuffled, with_extra_output
 
@@ -204,11 +205,10 @@ def make_plan(
     `capabilities` are those of the run's engine, `peers` those of the further ones by name. A point of a sweep that has
     no workload in the profile is no part of the plan.
     """
-    _check_request(request, experiments)
+    engines = {request.engine: capabilities, **peers}
+    check_request(request, experiments, engines)
     request = _with_instrument(request, experiments)
     experiments = [with_engines(experiment, request.engines) for experiment in experiments]
-    engines = {request.engine: capabilities, **peers}
-    _check_options(request, engines)
     facilities = Facilities(request.device, len(environment.hardware.gpus), capabilities, engines, model.config)
     planned: list[Planned] = []
     not_measured: list[NotMeasured] = []
@@ -254,12 +254,15 @@ def make_plan(
 _NOT_SELECTED = Bilingual("left out of this run by --only", "本次运行用 --only 排除了该测试")
 
 
-def _check_request(request: RunRequest, experiments: Sequence[Experiment]) -> None:
+def check_request(request: RunRequest, experiments: Sequence[Experiment], engines: Mapping[str, Capabilities]) -> None:
+    """Refuse names and values that no plan can be made of: PlanError with the nearest that is. Touches nothing."""
     if request.seed < 0:
         raise PlanError(f"--seed is {request.seed}; use 0 or a positive number")
     known = [*(experiment.plan_id for experiment in experiments), CODE_TEST]
     if unknown := sorted(set(request.only) - set(known)):
-        raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}")
+        near = did_you_mean(unknown[0], known)
+        raise PlanError(f"--only names {', '.join(unknown)}; the tests are {', '.join(known)}{near}")
+    _check_options(request, engines)
 
 
 def _check_options(request: RunRequest, engines: Mapping[str, Capabilities]) -> None:
@@ -270,7 +273,10 @@ def _check_options(request: RunRequest, engines: Mapping[str, Capabilities]) -> 
             raise PlanError(f"--option is for {engine}, an engine that no --engine names; name it, or leave it away")
         if unknown := sorted(set(options) - engines[engine].options):
             known = ", ".join(sorted(engines[engine].options))
-            raise PlanError(f"engine {engine} has no option {', '.join(unknown)}; it has {known}")
+            near = did_you_mean(unknown[0], engines[engine].options)
+            raise PlanError(f"engine {engine} has no option {', '.join(unknown)}; it has {known}{near}")
+        if (fault := engines[engine].what_is_wrong(options)) is not None:
+            raise PlanError(f"--option for {engine}: {fault}")
 
 
 def _with_instrument(request: RunRequest, experiments: Sequence[Experiment]) -> RunRequest:

@@ -132,7 +132,8 @@ def read_chain(evidence: Evidence) -> tuple[Fault, ...]:
             return (*faults, Fault(LEDGER, f"no JSON object: {error}", number))
         faults.extend(Fault(LEDGER, detail, number) for detail in _broken_links(line, raw, number - 1, previous))
         previous = str(raw.get("sha256"))
-        body = raw.get("body") if isinstance(raw.get("body"), dict) else {}
+        found = raw.get("body")
+        body: Json = found if isinstance(found, dict) else {}
         evidence.lines.append(LedgerLine(number, str(raw.get("kind")), body, body, previous))
     return tuple(faults)
 
