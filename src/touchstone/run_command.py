@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from shutil import rmtree
 from typing import TYPE_CHECKING, Literal, Self
 
 from rich.console import Console
@@ -17,7 +19,7 @@ from touchstone.ledger import LEDGER_NAME, LedgerError
 from touchstone.reporting.errors import ReportError
 from touchstone.running import orchestrate
 from touchstone.running.models import choose_model, with_checkpoint
-from touchstone.running.planning import RunRequest, check_request, make_plan
+from touchstone.running.planning import PlanError, RunRequest, check_request, make_plan
 from touchstone.suggestions import no_run
 
 if TYPE_CHECKING:
@@ -81,7 +83,12 @@ def plan_run(
         _make_room(directory, options)
     model = named or choose_model(None, device, workshop or directory / "model")
     own, peers = capabilities[options.engine], {name: capabilities[name] for name in options.peers}
-    plan = make_plan(request, experiments, environment, model, own, peers)
+    try:
+        plan = make_plan(request, experiments, environment, model, own, peers)
+    except PlanError:
+        if workshop is None:
+            _leave_no_trace(directory, results)
+        raise
     if workshop is None and any(each.needs_checkpoint for each in capabilities.values()):
         model = with_checkpoint(model, request.dtype, directory / "model")
     return orchestrate.Run(
@@ -202,6 +209,15 @@ def _make_room(directory: Path, options: RunOptions) -> None:
     directory.rename(kept)
     Console(stderr=True).print(f"the finished run before was kept as {escape(str(kept))}", highlight=False)
     directory.mkdir()
+
+
+def _leave_no_trace(directory: Path, results: Path) -> None:
+    """Remove what was made for a run that cannot be planned; folders that hold anything else stay."""
+    if not (directory / LEDGER_NAME).exists():
+        rmtree(directory / "model", ignore_errors=True)
+        with suppress(OSError):
+            directory.rmdir()
+            results.rmdir()
 
 
 # --- progress -------------------------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class TestARunThatCannotBegin:
             (("--option", "max_num_seqs=null"), "max_num_seqs is None; use an integer"),
             (("--option", "vllm.block_size=16"), "--option is 'vllm.block_size=16'"),
             (("--seed", "-3"), "--seed is -3; use 0"),
+            (("--only", "3.1"), "nothing can be measured here: 3.1: "),
             (("--model", "empty"), "empty holds no config.json; give the folder of a model"),
             (("--resume",), "no run to resume: leave --resume away"),
         ],

@@ -22,7 +22,7 @@ from touchstone.validity import canary_limit
 from touchstone.workload import derive_seed, shuffled, with_extra_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from touchstone.engines.base import Capabilities
     from touchstone.experiment import Arm
@@ -226,6 +226,8 @@ def make_plan(
         planned.append(Planned(_plan_code_test(), None))
     else:
         not_measured.append(NotMeasured(test_id=CODE_TEST, reason=_NOT_SELECTED.en, reason_zh=_NOT_SELECTED.zh))
+    if not planned:
+        raise PlanError("nothing can be measured here: " + _reasons(not_measured, request))
     units = _order_units(planned, request)
     tests = _with_estimates(planned, units, Machine(request.device, request.dtype, model.config))
     fields: dict[str, Any] = {
@@ -286,6 +288,11 @@ def _with_instrument(request: RunRequest, experiments: Sequence[Experiment]) -> 
     if not paired & set(request.only) or INSTRUMENT_TEST not in known - set(request.only):
         return request
     return replace(request, only=(*request.only, INSTRUMENT_TEST))
+
+
+def _reasons(not_measured: Iterable[NotMeasured], request: RunRequest) -> str:
+    asked = (test for test in not_measured if _selected(test.test_id, request))
+    return "; ".join(f"{test.test_id}: {test.reason}" for test in asked)
 
 
 def _selected(test_id: str, request: RunRequest) -> bool:
