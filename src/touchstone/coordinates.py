@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 class Coordinate:
     """One quantity that a sweep varies; `of` is None for a test that has no place on the axis, which then ends it.
 
-    `unit` is a key of the glossary's units. `beyond` says what such a test did instead.
+    `unit` is a key of the glossary's units, `one` the unit of the number 1 where that has another word. `beyond` says
+    what a test without a place did instead.
     """
 
     name: Bilingual
     unit: str
     of: Callable[[PlannedTest], float | None]
     beyond: Bilingual | None = None
+    one: str | None = None
 
 
 def _of_workload(read: Callable[[WorkloadSpec], float | None]) -> Callable[[PlannedTest], float | None]:
@@ -56,7 +58,10 @@ COORDINATES: Mapping[str, Coordinate] = MappingProxyType(
         ),
         "token_budget": Coordinate(Bilingual("token budget of a step", "每步 token 预算"), "tokens", _token_budget),
         "batch": Coordinate(
-            Bilingual("requests in the batch", "批内请求数"), "requests", _of_workload(lambda spec: spec.num_requests)
+            Bilingual("requests in the batch", "批内请求数"),
+            "requests",
+            _of_workload(lambda spec: spec.num_requests),
+            one="request",
         ),
     }
 )

@@ -40,7 +40,22 @@ def test_every_block_is_drawn_in_both_arms_and_as_a_ratio():
         assert {round(value, 9) for pair in place.pairs for value in pair} <= drawn
         assert {round(ratio, 9) for ratio in (*place.ratios, place.ratio)} <= dots
     assert [label.get_text() for label in ratios.get_xticklabels()] == ["1", "8", "256", "∞"]
-    assert levels.get_ylim()[0] == 0
+    highest = max(value for place in shown.places for pair in place.pairs for value in pair)
+    assert levels.get_ylim()[0] == 0 < highest < levels.get_ylim()[1]
+
+
+def test_arms_without_a_difference_do_not_fill_the_axes_with_rounding():
+    pairs = ((10.0, 10.0 + 1e-6), (10.0, 10.0 - 1e-6))
+    place = SweepPlace("1", pairs, (1 + 1e-7, 1 - 1e-7), 1.0, (1 - 1e-7, 1 + 1e-7))
+    _, ratios = draw_sweep([SweepPanel("idle", "batch", "off", "on", (place, place))]).axes
+    low, high = ratios.get_ylim()
+    assert high - low > 0.002
+
+
+def test_the_arms_are_named_once_above_all_panels():
+    figure = draw_sweep([panel(4), panel(5)])
+    assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == ["off", "on"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path):

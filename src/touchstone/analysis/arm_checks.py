@@ -74,12 +74,13 @@ def arrivals_as_drawn(test: TestRuns) -> Check | None:
     worst = max(_arrival_error_ns(run.facts.trace, run.facts.asked) for run in loaded if run.facts.asked is not None)
     rates = [run.facts.asked.workload.request_rate_per_s or 0.0 for run in loaded if run.facts.asked is not None]
     low, high = f"{min(rates):.4g}", f"{max(rates):.4g}"
+    told, told_zh = (low, low) if low == high else (f"{low} to {high}", f"{low} 至 {high}")
     return Check(
         id="arrivals_as_drawn",
         passed=worst <= ARRIVAL_NS,
-        detail=f"{len(loaded)} runs at {low} to {high} requests/s: arrivals differ from the drawn ones by at most "
+        detail=f"{len(loaded)} runs at {told} requests/s: arrivals differ from the drawn ones by at most "
         f"{worst} ns, allowed are {ARRIVAL_NS}",
-        detail_zh=f"{len(loaded)} 次运行，每秒 {low} 至 {high} 个请求：到达时刻与抽取值至多相差 {worst} ns，"
+        detail_zh=f"{len(loaded)} 次运行，每秒 {told_zh} 个请求：到达时刻与抽取值至多相差 {worst} ns，"
         f"允许 {ARRIVAL_NS}",
     )
 

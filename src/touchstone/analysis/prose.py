@@ -39,13 +39,14 @@ def how_obtained(test: TestRuns, experiment: Experiment) -> Bilingual:
     engine = _engine_name(test)
     processes, warmups, runs = len(test.processes), planned.num_warmups, len(test.runs)
     short = _short_warm_up(planned.warmup_output_tokens)
+    count = f"{warmups} {'warm-up' if warmups == 1 else 'warm-ups'}"
     named = [
         (measure.result, DICTIONARY.get(measure.metric) or COMPARISONS[measure.metric])
         for measure in experiment.measures
         if measure.result is not None
     ]
     return Bilingual(
-        f"{engine}, {processes} fresh processes, {runs} timed runs, {warmups} warm-up(s) in each process with other "
+        f"{engine}, {processes} fresh processes, {runs} timed runs, {count} in each process with other "
         f"prompts{short.en}. Host clock time.perf_counter_ns, device synchronized on both sides of every timed run. "
         f"{design.en} " + _list_sources((field, definition.how.en, definition) for field, definition in named),
         f"{engine}，{processes} 个全新进程，共 {runs} 次计时运行；每个进程先用其他提示词预热 {warmups} 次{short.zh}。"

@@ -166,7 +166,7 @@ def _draw_distribution(axes: Axes, distribution: Distribution, unit: str) -> Non
     axes.margins(x=0.04)
     axes.locator_params(axis="x", nbins=5)
     if distribution.percentiles:
-        axes.legend(loc="lower right", handlelength=1.6)
+        axes.legend(loc="lower right", handlelength=1.6, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 @house_style()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MAX_COLUMNS = 3
+_HEADROOM = 1.06  # of the levels, so that no dot is cut in half
+_LEAST_SPAN = 0.002  # of the ratios to both sides of 1: less than that is no difference to look at
 _SIDE = 0.12  # how far the arms of a pair stand from the middle of their place
 
 
@@ -62,6 +64,7 @@ def draw_sweep(panels: Sequence[SweepPanel]) -> Figure:
         else:
             above.remove()
             below.remove()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=1.4)
     return figure
 
 
@@ -78,9 +81,9 @@ def _draw_levels(axes: Axes, panel: SweepPanel) -> None:
             axes.plot(dots, row, linestyle="none", marker=marker, color=colour, markersize=3, alpha=0.6)
         axes.plot(places, [float(np.median(row)) for row in values], color=colour, linewidth=1.2, label=name)
     axes.set(title=panel.label, xlim=(-0.5, len(panel.places) - 0.5))
-    axes.set_ylim(bottom=0)
+    highest = max((value for place in panel.places for pair in place.pairs for value in pair), default=0.0)
+    axes.set_ylim(0, _HEADROOM * highest or 1.0)
     axes.set_xticks(range(len(panel.places)), [""] * len(panel.places))
-    axes.legend(loc="best", handlelength=1.4)
 
 
 def _draw_ratios(axes: Axes, panel: SweepPanel) -> None:
@@ -94,3 +97,6 @@ def _draw_ratios(axes: Axes, panel: SweepPanel) -> None:
     axes.set(ylabel=f"{panel.treatment} / {panel.baseline}", xlabel=panel.axis, xlim=(-0.5, len(panel.places) - 0.5))
     axes.set_xticks(range(len(panel.places)), [place.label for place in panel.places])
     axes.locator_params(axis="y", nbins=5)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 1 - _LEAST_SPAN), max(high, 1 + _LEAST_SPAN))

@@ -163,7 +163,8 @@ def _place(test: PlannedTest, result: Result, axis: Axis) -> Place:
     coordinate = COORDINATES[axis.id]
     value = coordinate.of(test)
     beyond = coordinate.beyond or Bilingual("none", "无")
-    return Place(test, result, value, beyond if value is None else Amount(exact(value), coordinate.unit))
+    unit = coordinate.one if value == 1 and coordinate.one is not None else coordinate.unit
+    return Place(test, result, value, beyond if value is None else Amount(exact(value), unit))
 
 
 def sweep_views(run: Run, test_id: str, figures: Mapping[str, tuple[FigureView, ...]]) -> tuple[SweepView, ...]:
