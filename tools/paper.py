@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from touchstone.cli_errors import tell
 from touchstone.experiment import load_experiments
-from touchstone.reporting.errors import ReportError
-from touchstone.reporting.paper import MAX_BYTES, PAPER, REPOSITORY, make_paper, size_of, take_over
+from touchstone.reporting.paper import MAX_BYTES, PAPER, REPOSITORY, PaperError, make_paper, size_of, take_over
 
 
 def main() -> int:
@@ -21,11 +21,13 @@ def main() -> int:
     experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
     try:
         if options.source is not None:
-            size = take_over(options.source, REPOSITORY / options.folder, experiments)
+            size = take_over(options.source, _inside_paper(options.folder), experiments)
             print(f"took over {options.source}: {size / 1e6:.1f} MB of ledger and traces")
         made = make_paper(experiments)
-    except ReportError as error:
-        print(f"paper: {error}", file=sys.stderr)
+    except Exception as error:
+        if (told := tell(error)) is None:
+            raise
+        print(f"paper: {told.message}", file=sys.stderr)
         return 2
     for run in made.runs:
         print(f"rendered {run.relative_to(REPOSITORY)}")
@@ -36,6 +38,14 @@ def main() -> int:
     size = size_of(REPOSITORY / PAPER)
     print(f"paper/ holds {size / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} MB")
     return 0 if size <= MAX_BYTES else 2
+
+
+def _inside_paper(folder: Path) -> Path:
+    """Return where a run is kept; what lies there is replaced, so it must be inside paper/."""
+    kept, paper = (REPOSITORY / folder).resolve(), REPOSITORY / PAPER
+    if not kept.is_relative_to(paper):
+        raise PaperError(f"--folder is {folder}, which is not inside {PAPER}/; name a folder such as {PAPER}/peers")
+    return kept
 
 
 def _options() -> argparse.Namespace:

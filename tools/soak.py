@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from nanoinfer import LLM, FinishReason, RequestError, SamplingParams
+from nanoinfer import LLM, ConfigError, FinishReason, RequestError, SamplingParams
 from nanoinfer.engine import Engine
 
 if TYPE_CHECKING:
@@ -337,10 +337,18 @@ def soak_engines(
     return soak
 
 
+def positive(text: str) -> float:
+    """Read a number above 0 from the command line."""
+    minutes = float(text)
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes above 0")
+    return minutes
+
+
 def main() -> int:
     """Soak, say what was seen, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=positive, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", type=Path, help="a model folder; without it random weights of the tiny size")
     parser.add_argument("--dtype", default="float32")
@@ -352,7 +360,10 @@ def main() -> int:
         if options.model is None:
             (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
         choices = {"device": options.device, "dtype": options.dtype, "seed": options.seed}
-        soak = soak_engines(folder, options.minutes, **choices, loud=True)
+        try:
+            soak = soak_engines(folder, options.minutes, **choices, loud=True)
+        except ConfigError as error:
+            parser.error(str(error))
     faults = [*soak.faults, *soak.leaks(), *soak.missed(device=options.device, dtype=options.dtype)]
     record = {"minutes": options.minutes, **choices, **asdict(soak), "grown": soak.grown(), "faults": faults}
     if options.json:
