@@ -18,10 +18,13 @@ from touchstone.verify.gathered import gather
 from touchstone.verify.outcome import Fault, NotARunError, Outcome
 from touchstone.verify.payback import faults_of
 from touchstone.verify.peers import peer_faults
-from touchstone.verify.printed import Case, Report, language_faults, number_faults, prose_faults, root_hash_faults
+from touchstone.verify.places import Report
+from touchstone.verify.printed import language_faults, number_faults, root_hash_faults
+from touchstone.verify.prose import prose_faults
 from touchstone.verify.remaking import Remaking
 from touchstone.verify.repeats import repeat_faults
 from touchstone.verify.scaling import scaling_faults
+from touchstone.verify.shown import Case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

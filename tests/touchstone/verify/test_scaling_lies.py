@@ -17,7 +17,9 @@ from touchstone.experiment import Law
 from touchstone.reporting import report
 from touchstone.verify import again, custody, scaling
 from touchstone.verify.gathered import gather
-from touchstone.verify.printed import Case, Report, number_faults
+from touchstone.verify.places import Report
+from touchstone.verify.printed import number_faults
+from touchstone.verify.shown import Case
 from touchstone.verify.verification import verify_run
 
 BASELINE = "3.1"
