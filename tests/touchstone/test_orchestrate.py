@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -6,14 +7,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from weakref import WeakSet
 
 import psutil
 import pytest
 
 from touchstone.experiment import Axis, Measure, Point, Profile, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
-from touchstone.records import Attempt, EntryKind, RunEvent
-from touchstone.running import orchestrate
+from touchstone.records import ArmSpec, Attempt, EntryKind, RunEvent
+from touchstone.running import orchestrate, worker
 from touchstone.running.orchestrate import (
     INTERRUPTED,
     KILLED,
@@ -292,6 +294,64 @@ def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
     ended = subprocess.run(command, input=requests.model_dump_json(), text=True, check=False, timeout=60)
     assert ended.returncode == 1
     assert not (tmp_path / "result.json").exists()
+
+
+class EngineThatRefersToItself:
+    def __init__(self, living):
+        self.itself, self.closed = self, False
+        living.add(self)
+
+    def close(self):
+        self.closed = True
+
+
+def test_engines_are_gone_before_the_next_ones_are_built_and_kept_for_a_unit_that_wants_the_same(
+    fake, tmp_path, monkeypatch
+):
+    """A KV pool is sized by the memory that is free when its engine is built."""
+    living, alive_when_built, closed = WeakSet(), [], []
+
+    def build(_spec):
+        alive_when_built.append(len(living))
+        closed.extend(engine.closed for engine in living)
+        return EngineThatRefersToItself(living)
+
+    monkeypatch.setattr(worker, "build_engine", build)
+    request = worker_request(fake, tmp_path, "one", "two")
+    with worker.Engines() as engines:
+        first, seconds = engines.of(request)
+        gc.freeze()  # as the worker does before it times
+        second, none = engines.of(worker_request(fake, tmp_path, "red", "blue"))
+        assert list(first.values()) == list(second.values())
+        assert seconds is not None
+        assert none is None
+        del first, second
+        engines.of(request.model_copy(update={"options": {"size": 2}}))
+        assert alive_when_built == [0, 1, 0, 1]
+    gc.collect()
+    assert len(living) == 0
+    assert closed == [False, False]
+
+
+def worker_request(fake, directory, *arms):
+    """Ask for engines of two colours by these names."""
+    unit = fake.make_run(directory / arms[0], [fake.experiment("2.1", paired=True)]).plan.units[0]
+    colours = zip(arms, ("red", "blue"), strict=True)
+    return WorkerRequest(
+        unit=unit,
+        engine="fake_engine",
+        model_folder="nowhere",
+        synthetic_seed=None,
+        device="cpu",
+        dtype="float32",
+        options={},
+        arms=tuple(ArmSpec(name=name, options={"color": colour}) for name, colour in colours),
+        workload=fixed(1, 4, 2),
+        measure_memory=False,
+        run_dir=str(directory),
+        result_file=str(directory / "result.json"),
+        parent_pid=os.getpid(),
+    )
 
 
 def test_timed_seeds_differ_between_pairs(fake, tmp_path):

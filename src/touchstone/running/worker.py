@@ -169,11 +169,18 @@ class Engines:
         return self._engines, seconds_since(begin_ns)
 
     def close(self) -> None:
-        """Release every engine, the last one first."""
+        """Release every engine, the last one first, and what it held of the device: the next one sizes itself by that.
+
+        An engine may refer to itself, and the memory of a captured graph is nobody else's to reuse until it is gone.
+        """
         engines, self._engines, self._specs = self._engines, {}, {}
         gc.unfreeze()
-        for engine in reversed(engines.values()):
-            engine.close()
+        while engines:
+            engines.popitem()[1].close()
+        gc.collect()
+        torch = sys.modules.get("torch")  # a process whose engines compute elsewhere need not load it
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def timed_seed(unit: UnitPlan, pair: int) -> int:
