@@ -67,6 +67,8 @@ def build_execution(
     runner = _make_runner(model, ops, pool, config, max_model_len)
     with_graphs = device.type == "cuda" and config.cuda_graphs
     graphs = runner.capture_graphs(graph_sizes(config, max_model_len)).facts() if with_graphs else None
+    if device.type == "cuda":
+        _take_activations(runner, config, max_model_len)
     return Execution(
         runner=runner,
         device=device,
@@ -183,6 +185,15 @@ def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolS
     activations = torch.cuda.max_memory_allocated(sizes.device) - before
     graphs = _foresee_graphs(runner, graph_sizes(config, limit)) if config.cuda_graphs else 0
     return _Needs(activations, graphs)
+
+
+def _take_activations(runner: Runner, config: EngineConfig, limit: int) -> None:
+    """Give back what measuring and capturing have left, and take what the largest step needs before others do.
+
+    Its rows write to a block that no request holds yet, and whoever gets their slots brings settings of its own.
+    """
+    torch.cuda.empty_cache()
+    runner.launch(_largest_step(config, limit)).tokens()
 
 
 def _foresee_graphs(runner: Runner, sizes: GraphSizes) -> int:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from nanoinfer import LLM, SamplingParams
 from nanoinfer.config import ConfigError, EngineConfig
 from nanoinfer.execution import memory
+from nanoinfer.execution.build import _take_activations
 
 
 def blocks(*, budget_bytes=1000, required_tokens=1, **options):
@@ -38,3 +40,16 @@ def test_the_budget_of_this_machine_is_below_its_memory():
     with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123  one line
         total = int(file.readline().split()[1]) * 1024
     assert 0 < memory.cpu_budget_bytes() <= total * memory.CPU_MEMORY_SHARE
+
+
+def test_the_step_that_takes_memory_in_advance_leaves_nothing_behind_for_requests(tiny):
+    model, prompt = tiny("qwen3"), (5, 6, 7, 8)
+    with LLM(model.folder, device="cpu", dtype="float32", max_num_seqs=3, num_kv_blocks=12) as llm:
+        _take_activations(llm._engine.execution.runner, llm.config, llm.max_model_len)
+        settings = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+        outputs = llm.generate([list(prompt)] * 4, settings)
+        assert {output.token_ids for output in outputs} == {model.greedy(prompt, 6)}
+        seeded = SamplingParams(temperature=1.0, seed=3, max_tokens=8, ignore_eos=True)
+        after = llm.generate([list(prompt)], seeded)[0].token_ids
+    with LLM(model.folder, device="cpu", dtype="float32", max_num_seqs=3, num_kv_blocks=12) as llm:
+        assert llm.generate([list(prompt)], seeded)[0].token_ids == after
