@@ -164,6 +164,32 @@ def test_a_request_follows_its_prefix_and_a_reset_forgets_it(both):
     assert [*cached, both.generate([prompt], greedy(2))[0].facts.num_cached_tokens] == [0, 32, 0]
 
 
+def test_requests_travel_together_as_many_as_fill_a_step(both, monkeypatch):
+    both.reset_prefix_cache()
+    engine, sent = both._engine, []
+    send = engine._workers.send
+
+    def note(index, kind, facts, integers):
+        sent.append((index, kind.name, facts["num_requests"]))
+        send(index, kind, facts, integers)
+
+    monkeypatch.setattr(engine._workers, "send", note)
+    monkeypatch.setattr(engine, "_full_step", 40)
+    for token in range(7):
+        both.add_request([token] * 20, greedy(2))
+    assert sent == [(0, "ADD", 2), (1, "ADD", 2), (0, "ADD", 2)]
+    numbers = [output.request_id for output in _step_to_the_end(both)]
+    assert sent[3:] == [(1, "ADD", 1)]
+    assert len(numbers) == 7
+
+
+def _step_to_the_end(llm):
+    outputs = []
+    while llm.has_unfinished:
+        outputs += llm.step()
+    return outputs
+
+
 def test_the_clock_of_an_engine_on_another_machine_is_compared(both, monkeypatch):
     assert both._engine._clock_offsets_ns == [0, 0]
     monkeypatch.setattr(data_parallel, "boot_id", lambda: "another machine")
