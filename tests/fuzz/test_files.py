@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import lzma
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from nanoinfer.model.weights import checkpoint_files, load_checkpoint
 from tests.fuzz.damage import damaged, restructured, values
 from tests.fuzz.tally import TRIED
 from tests.touchstone.report_sample import write_sample_run
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.ledger import LEDGER_NAME, Ledger, LedgerError, read_ledger
 from touchstone.records import ModelSpec
@@ -100,6 +102,15 @@ def read_compressed_trace(path):
     load_trace(path.parent, name)
 
 
+def read_packed_trace(path):
+    """A trace of a committed run, in xz."""
+    name = hashlib.sha256(b"packed").hexdigest()
+    stored = path.parent / "traces" / f"{name}.json.xz"
+    stored.parent.mkdir(exist_ok=True)
+    shutil.copy(path, stored)
+    load_trace(path.parent, name)
+
+
 def verify_trace(path):
     """Faults are returned, none raised."""
     name = sha256_hex(path.read_bytes())
@@ -107,7 +118,7 @@ def verify_trace(path):
     stored.parent.mkdir(exist_ok=True)
     stored.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     attempt = {"measurements": [{"trace_sha256": name}], "repeated": None}
-    custody.read_traces(Evidence(path.parent, [custody.LedgerLine(1, "attempt", attempt, "")]))
+    custody.read_traces(Evidence(path.parent, [custody.LedgerLine(1, "attempt", attempt, attempt, "")]))
     stored.unlink()
 
 
@@ -170,7 +181,7 @@ def sample(tmp_path_factory):
     experiments = write_sample_run(folder)
     lines = (folder / LEDGER_NAME).read_bytes().splitlines(keepends=True)
     trace = gzip.decompress(min((folder / "traces").iterdir()).read_bytes())
-    result = next(result for result in derive_results(folder, experiments) if result.test_id == "2.1")
+    result = next(result for result in results_of(read_runs(folder), experiments) if result.test_id == "2.1")
     return lines, json.loads(trace), result.model_dump(mode="json")
 
 
@@ -204,6 +215,7 @@ def readers(home, sample, model):
         "ledger, asked for its end": Reader(home, f"d/{LEDGER_NAME}", ask_whether_finished, (), good=lines[-1]),
         "trace": Reader(home, "e/trace", read_trace, TraceError, content=trace),
         "trace, compressed": Reader(home, "f/trace", read_compressed_trace, TraceError, good=gzip.compress(b"{}")),
+        "trace, packed": Reader(home, "n/trace", read_packed_trace, TraceError, good=lzma.compress(b"{}")),
         "trace, verified": Reader(home, "g/trace", verify_trace, (), content=trace),
         "result, verified": Reader(home, "h/results/1.1_a.json", read_results, (), content=result),
         "claims.yaml": Reader(home, "i/claims.yaml", load_claims, ClaimsError, good=claims),
@@ -233,6 +245,7 @@ NAMES = (
     "ledger, asked for its end",
     "trace",
     "trace, compressed",
+    "trace, packed",
     "trace, verified",
     "result, verified",
     "claims.yaml",

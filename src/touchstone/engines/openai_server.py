@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from touchstone.records import Trace
 
 _CONNECT_TIMEOUT_S = 10
+_MAX_TOKEN_ID = 2**31
 _SILENCE_TIMEOUT_S = 600
 _DATA, _DONE = b"data:", b"[DONE]"
 _OK, _REFUSED = 200, (400, 422)
+_BROKEN_OFF = (aiohttp.ClientError, OSError)
+# What comes of reading JSON that is none, or whose parts are of other kinds than a completion's.
+_ODD_ANSWERS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 # Fields beyond the protocol, the most telling set first; a server that refuses one is asked with the next.
 _EXTRAS: tuple[dict[str, Any], ...] = (
     {
@@ -116,7 +120,10 @@ class OpenAIServerEngine:
         with timed_region("cpu") as region:
             recording = Recording(region.begin_ns)
             self._wait(client.run(requests, concurrency, recording))
-        return recording.trace(requests, region)
+        try:
+            return recording.trace(requests, region)
+        except ValueError as error:  # counts that are none
+            raise EngineError(f"the server tells what cannot be: {error}") from error
 
     def memory(self) -> None:
         """Tell nothing: see `Capabilities.unreported`."""
@@ -137,8 +144,13 @@ class OpenAIServerEngine:
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401  whatever the work returns
         try:
             return self._loop.run_until_complete(work)
-        except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
+        except _BROKEN_OFF as error:
             raise EngineError(f"the server broke the exchange off: {type(error).__name__}: {error}") from error
+        except _ODD_ANSWERS as error:
+            raise EngineError(
+                f"the server answers in another shape than the completions protocol has ({type(error).__name__}: "
+                f"{str(error)[:200]}); correct the url, or ask another server"
+            ) from error
 
 
 class _Client:
@@ -226,6 +238,9 @@ class _Answer:
 
     def end(self) -> None:
         """Hold what came against what was asked for and against the server's own count."""
+        for token_id in self._progress.token_ids:
+            if not isinstance(token_id, int) or not 0 <= token_id < _MAX_TOKEN_ID:
+                raise ValueError(f"a token id is {token_id!r}")
         asked, got, told = self._progress.request.num_output_tokens, len(self._progress.emissions), self._num_told
         if told is not None and got != told:
             raise EngineError(
@@ -240,8 +255,12 @@ class _Answer:
 
     def _hear_text(self, text: str, running_count: int | None, at_ns: int) -> None:
         """Count a piece of text: by the running count where there is one, else as one token."""
+        if not isinstance(text, str):
+            raise TypeError(f"a text is {text!r}")
         known = len(self._progress.emissions)
         count = 1 if running_count is None else running_count - known
+        if count > self._progress.request.num_output_tokens:
+            raise ValueError(f"it counts {running_count} tokens of {self._progress.request.num_output_tokens}")
         if text:
             self._progress.texts.append(text)
         if count > 0:
