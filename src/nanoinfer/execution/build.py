@@ -138,7 +138,7 @@ class _PoolSizes:
         """Allocate `num_blocks` and one more that padded rows write to: no request ever holds it."""
         model = self.model_config
         shape = (model.num_layers, 2, num_blocks + 1, self.config.block_size, model.num_kv_heads, model.head_dim)
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return memory.zeros(shape, self.dtype, self.device)
 
 
 def _make_runner(model: Decoder, ops: Ops, pool: torch.Tensor, config: EngineConfig, max_model_len: int) -> Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,10 +67,32 @@ def num_kv_blocks(config: EngineConfig, *, block_bytes: int, budget_bytes: int, 
 
 
 def cpu_budget_bytes() -> int:
-    """Bytes that a KV pool may take of this machine's free memory, control groups respected."""
+    """Bytes that a KV pool may take of this machine's free memory."""
+    return int(cpu_free_bytes() * CPU_MEMORY_SHARE)
+
+
+def cpu_free_bytes() -> int:
+    """Bytes of this machine's memory that are free, control groups respected."""
     group = _cgroup_free()
-    available = _meminfo_available() if group is None else min(_meminfo_available(), group)
-    return int(available * CPU_MEMORY_SHARE)
+    return _meminfo_available() if group is None else min(_meminfo_available(), group)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Allocate a KV pool; one that the memory cannot hold is a ConfigError.
+
+    A CPU's memory is asked before, because its system gives more than it has and ends processes later.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    too_large = (
+        f"the KV pool of {num_bytes:,} bytes does not fit into the free memory of {device}; lower num_kv_blocks, "
+        "kv_cache_bytes or memory_fraction"
+    )
+    if device.type == "cpu" and num_bytes > cpu_free_bytes():
+        raise ConfigError(too_large)
+    try:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(too_large) from error
 
 
 def gpu_budget_bytes(device: torch.device, *, memory_fraction: float, reserved_bytes: int) -> int:

@@ -27,6 +27,21 @@ def test_a_pool_too_small_for_one_sequence_names_both_sizes(options):
         blocks(required_tokens=17, **options)
 
 
+@pytest.mark.parametrize("options", [{"num_kv_blocks": 2**40}, {"kv_cache_bytes": 2**60}])
+def test_a_pool_that_the_memory_cannot_hold_is_refused_with_its_bytes(tiny, options):
+    with pytest.raises(ConfigError, match=r"KV pool of [\d,]+ bytes does not fit into the free memory of cpu; lower"):
+        LLM(tiny("qwen3").folder, device="cpu", **options)
+
+
+def test_a_device_without_room_for_the_pool_refuses_it_likewise(monkeypatch):
+    def no_room(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", no_room)
+    with pytest.raises(ConfigError, match="KV pool of 24 bytes does not fit into the free memory of cuda:0"):
+        memory.zeros((2, 3), torch.float32, torch.device("cuda", 0))
+
+
 def test_shared_storages_are_counted_once():
     model = nn.Module()
     model.a = nn.Parameter(torch.zeros(10, 3))
