@@ -28,11 +28,11 @@ SWEPT = (
 
 
 def chat(load: float | None = None) -> dict[Profile, WorkloadSpec]:
-    """Prompts somewhat longer than answers; more than a hundred at once, fewer at a load, where they take longer."""
+    """Prompts somewhat longer than answers, all at once or at a load; a smoke load is half as many."""
     return {
         Profile.SMOKE: ranged(24 if load is None else 12, (16, 96), (8, 24), load=load),
-        Profile.QUICK: ranged(104 if load is None else 60, (100, 512), (32, 96), load=load),
-        Profile.PAPER: ranged(104 if load is None else 60, (100, 768), (16, 104), load=load),
+        Profile.QUICK: ranged(104, (100, 512), (32, 96), load=load),
+        Profile.PAPER: ranged(104, (100, 768), (16, 104), load=load),
     }
 
 
