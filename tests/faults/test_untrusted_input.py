@@ -1,7 +1,9 @@
 """What comes from outside is data: no file runs code, no shell is asked, and no text becomes markup of a page."""
 
 import ast
+import copy
 import gzip
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +11,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.fuzz.test_files import chained
+from tests.touchstone.report_sample import write_sample_run
 from touchstone import trace
+from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
 from touchstone.verify import custody
 
 REPOSITORY = Path(__file__).parents[2]
@@ -181,6 +186,27 @@ def test_text_from_outside_becomes_no_markup_of_the_page(phased, fault_at, monke
         assert "{{ 7*7 }}" in text
 
 
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    """The lines of a good run's ledger."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample_run(folder)
+    return [json.loads(line) for line in (folder / LEDGER_NAME).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a" * 64 + "/../x", "", "A" * 64])
+def test_a_ledger_of_a_stranger_cannot_name_a_file_outside_its_folder(entries, tmp_path, name):
+    entries = copy.deepcopy(entries)
+    attempt = next(entry["body"] for entry in entries if entry["kind"] == "attempt" and entry["body"]["measurements"])
+    attempt["measurements"][0]["trace_sha256"] = name
+    (tmp_path / LEDGER_NAME).write_bytes(chained(entries))
+    with pytest.raises(LedgerError, match=r"attempt, measurements\.0\.trace_sha256: String should match pattern"):
+        read_ledger(tmp_path / LEDGER_NAME)
+    evidence = custody.Evidence(tmp_path)
+    assert custody.read_chain(evidence) == ()
+    assert ["trace_sha256" in str(fault) for fault in custody.check_schemas(evidence)] == [True]
+
+
 def test_a_trace_that_unpacks_to_more_than_any_run_holds_is_refused_before_it_fills_the_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(trace, "MAX_TRACE_BYTES", 1 << 16)
     monkeypatch.setattr(custody, "_MAX_TRACE_BYTES", 1 << 16)
@@ -191,5 +217,5 @@ def test_a_trace_that_unpacks_to_more_than_any_run_holds_is_refused_before_it_fi
     with pytest.raises(trace.TraceError, match="holds more than 65,536 bytes"):
         trace.load_trace(tmp_path, "0" * 64)
     attempt = {"measurements": [{"trace_sha256": "0" * 64}], "repeated": None}
-    (fault,) = custody.read_traces(custody.Evidence(tmp_path, [custody.LedgerLine(1, "attempt", attempt, "")]))
+    (fault,) = custody.read_traces(custody.Evidence(tmp_path, [custody.LedgerLine(1, "attempt", attempt, attempt, "")]))
     assert "holds over 65,536 bytes" in fault.detail

@@ -196,6 +196,29 @@ class TestARunThatCannotBegin:
         assert [path.name for path in (tmp_path / "results").iterdir()] == ["smoke"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (("list",), "touchstone.cli.load_experiments"),
+        (("env",), "touchstone.environment.capture"),
+        (("run", *ONE), "touchstone.cli.plan_run"),
+        (("run", *ONE, "--dry-run"), "touchstone.cli.plan_run"),
+        (("report", "run"), "touchstone.cli.report_paths"),
+        (("report", "run", "--format", "json"), "touchstone.cli.table_of"),
+        (("verify", "run"), "touchstone.verify.verification.verify_run"),
+        (("reproduce", "run"), "touchstone.reproduce.command.reproduce_run"),
+        (("compare", "run", "run"), "touchstone.reproduce.command.compare_run_folders"),
+    ],
+)
+def test_ctrl_c_ends_each_command_with_status_130(command, monkeypatch, tmp_path, arguments, work):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, interrupt)
+    assert command(*arguments)[0] == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["run [1]", "run [bold]x[/bold] 测 é"])
 def test_paths_with_blanks_brackets_and_characters_of_any_language_are_used_and_printed_as_they_are(
     command, sample, tmp_path, name
