@@ -86,9 +86,10 @@ def report(directory):
 
 def checks(directory):
     """Return the checks that the results of the run carry."""
-    from touchstone.analysis.results import derive_results  # noqa: PLC0415  likewise
+    from touchstone.analysis.results import results_of  # noqa: PLC0415  likewise
+    from touchstone.analysis.runs import read_runs  # noqa: PLC0415  likewise
 
-    return [check for result in derive_results(directory, EXPERIMENTS) for check in result.checks]
+    return [check for result in results_of(read_runs(directory), EXPERIMENTS) for check in result.checks]
 
 
 def faults(directory):

@@ -9,8 +9,9 @@ import pytest
 from tests.touchstone.factories import make_trace
 from tests.touchstone.peers_sample import ENGINES, MODEL, READING, TIMES, jitter, write_peers_run
 from touchstone.analysis.peers import least_s
-from touchstone.analysis.results import derive_results, write_results
+from touchstone.analysis.results import results_of, write_results
 from touchstone.analysis.roofline import fastest, model_work
+from touchstone.analysis.runs import read_runs
 from touchstone.records import EngineFacts
 from touchstone.reporting.report import write_report
 from touchstone.verify.verification import verify_run
@@ -20,7 +21,7 @@ from touchstone.verify.verification import verify_run
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peers") / "run"
     experiments = write_peers_run(folder)
-    results = derive_results(folder, experiments)
+    results = results_of(read_runs(folder), experiments)
     write_results(results, folder / "results")
     paths = write_report(folder, folder, experiments)
     return folder, experiments, {result.test_id: result for result in results}, paths
@@ -161,7 +162,7 @@ def test_a_number_changed_in_a_report_is_found(sample, tmp_path, language):
 def test_an_engine_that_never_worked_takes_only_its_own_numbers_away(tmp_path):
     run = tmp_path / "run"
     experiments = write_peers_run(run, failing=frozenset({"transformers"}))
-    results = derive_results(run, experiments)
+    results = results_of(read_runs(run), experiments)
     write_results(results, run / "results")
     assert not write_report(run, run, experiments).faults
     told = next(result for result in results if result.test_id == "5.1@first-token")

@@ -18,8 +18,8 @@ from tests.touchstone.factories import (
     make_workload,
 )
 from touchstone.analysis.prediction import hit_upper_bound
-from touchstone.analysis.results import PLAN, derive_results, write_results
-from touchstone.analysis.runs import RunsError
+from touchstone.analysis.results import PLAN, results_of, write_results
+from touchstone.analysis.runs import RunsError, read_runs
 from touchstone.analysis.summaries import MeasureError
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
@@ -75,7 +75,7 @@ EXPERIMENTS = {item.plan_id: item for item in (INSTRUMENT, THROUGHPUT, MEMORY, P
 
 
 def by_id(path, experiments=EXPERIMENTS):
-    return {result.test_id: result for result in derive_results(path, experiments)}
+    return {result.test_id: result for result in results_of(read_runs(path), experiments)}
 
 
 def statistic(result, metric, arm="default"):
@@ -136,7 +136,7 @@ def test_results_cover_the_whole_plan_in_its_order_and_say_why_tests_are_missing
     fake = throughput_run(tmp_path)
     fake.not_measured.append(NotMeasured(test_id="3.2", reason="this host has no GPU", reason_zh="本机没有 GPU"))
     fake.plan_test("1.3", processes=2)
-    results = derive_results(fake.write(), EXPERIMENTS)
+    results = results_of(read_runs(fake.write()), EXPERIMENTS)
     assert [result.test_id for result in results] == list(PLAN)
     reasons = {result.test_id: (result.reason, result.reason_zh) for result in results}
     assert reasons["1.1"] == (None, None)
@@ -448,7 +448,7 @@ def test_unexplained_tool_difference_fails_its_check(tmp_path):
 
 
 def test_written_files_read_back_as_the_same_results(tmp_path):
-    results = derive_results(throughput_run(tmp_path / "run").write(), EXPERIMENTS)
+    results = results_of(read_runs(throughput_run(tmp_path / "run").write()), EXPERIMENTS)
     paths = write_results(results, tmp_path / "out")
     assert [path.name for path in paths][:2] == ["0.1_instrument.json", "1.1_throughput.json"]
     assert len(paths) == 12
@@ -461,7 +461,7 @@ def test_written_files_read_back_as_the_same_results(tmp_path):
 
 def test_same_ledger_gives_the_same_bytes(tmp_path):
     path = throughput_run(tmp_path / "run").write()
-    first, second = (write_results(derive_results(path, EXPERIMENTS), tmp_path / name) for name in "ab")
+    first, second = (write_results(results_of(read_runs(path), EXPERIMENTS), tmp_path / name) for name in "ab")
     assert [item.read_bytes() for item in first] == [item.read_bytes() for item in second]
 
 
@@ -489,7 +489,7 @@ def test_both_languages_carry_the_same_numbers(tmp_path):
 def test_experiment_that_cannot_be_derived_is_refused(tmp_path, changes, message):
     path = throughput_run(tmp_path).write()
     with pytest.raises(MeasureError, match=message):
-        derive_results(path, {"1.1": experiment("1.1", **changes)})
+        results_of(read_runs(path), {"1.1": experiment("1.1", **changes)})
 
 
 def test_ledger_without_a_plan_gives_no_results(tmp_path):
@@ -497,4 +497,4 @@ def test_ledger_without_a_plan_gives_no_results(tmp_path):
     ledger = path / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().splitlines(keepends=True)[0])
     with pytest.raises(RunsError, match="holds no plan"):
-        derive_results(path, EXPERIMENTS)
+        results_of(read_runs(path), EXPERIMENTS)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.touchstone.scaling_sample import write_scaling_run
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.reporting.figures import FigureError, save_svg
 from touchstone.reporting.scaling import scaling_caption, scaling_panels, scaling_view
 from touchstone.reporting.scaling_figures import ScalingPanel, draw_scaling
@@ -30,7 +31,7 @@ ALONE = ScalingPanel("DP", None, ((1, 1.0, None),), (2, 4, 8), (), (), (), ())
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
     experiments = write_scaling_run(folder, 4, only=("3.1", "3.2"))
-    results = {result.test_id: result for result in derive_results(folder, experiments)}
+    results = {result.test_id: result for result in results_of(read_runs(folder), experiments)}
     return SimpleNamespace(results=results, strong=results["3.2"])
 
 
@@ -126,7 +127,7 @@ def numbers_in(content):
 
 def test_one_gpu_alone_has_a_figure_of_its_baseline(tmp_path):
     experiments = write_scaling_run(tmp_path, 1, only=("3.1", "3.2"))
-    results = {result.test_id: result for result in derive_results(tmp_path, experiments)}
+    results = {result.test_id: result for result in results_of(read_runs(tmp_path), experiments)}
     panels = scaling_panels(results["3.2"])
     assert [panel.absent for panel in panels] == [(2, 4, 8), (2, 4, 8)]
     assert {panel.projected for panel in panels} == {()}

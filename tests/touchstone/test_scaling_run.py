@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.engines.registry import load_adapter
 from touchstone.experiment import Arm, Bilingual, Experiment, Law, Measure, Profile, Scaling, Series, load_experiments
@@ -87,7 +88,7 @@ def test_made_up_gpus_give_speedups_and_missing_ones_their_reason(fake, tmp_path
     with orchestrate.start(run) as ledger:
         orchestrate.execute(run, ledger, fake.Silent())
     by_id = {each.plan_id: each for each in experiments}
-    results = {result.test_id: result for result in derive_results(run.directory, by_id)}
+    results = {result.test_id: result for result in results_of(read_runs(run.directory), by_id)}
     one, two, four = results["3.3"].scaling[0].points
     scores = {item.arm: item.values for result in results.values() for item in result.statistics}
     logs = {arm: sum(map(math.log, values)) / len(values) for arm, values in scores.items()}

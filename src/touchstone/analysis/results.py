@@ -30,7 +30,6 @@ from touchstone.analysis.plausibility import (
 )
 from touchstone.analysis.prose import describe_hardware, how_obtained, verification
 from touchstone.analysis.roofline import fastest
-from touchstone.analysis.runs import Ledgered, TestRuns, read_runs
 from touchstone.analysis.scaling import Evidence as ScalingEvidence
 from touchstone.analysis.scaling import declared_fields, scaling_fields, scaling_series
 from touchstone.analysis.scaling import gather as scaling_evidence
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from touchstone.analysis.runs import Ledgered, TestRuns
     from touchstone.experiment import Experiment
     from touchstone.records import Check, Effect, Lengths, MetricStatistics, PlannedTest, QualityAttempt
 
@@ -72,11 +72,6 @@ PLAN: dict[str, PlannedResult] = {
     "5.1": PlannedResult("peers", Bilingual("Engines side by side", "引擎对比")),
 }
 CODE_TEST = "4.1"
-
-
-def derive_results(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[Result, ...]:
-    """Derive one result for every test of the plan, in the plan's order, from a run folder; see `results_of`."""
-    return results_of(read_runs(run_dir), experiments)
 
 
 def results_of(ledgered: Ledgered, experiments: Mapping[str, Experiment]) -> tuple[Result, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -167,6 +167,9 @@ def _seeds(test: TestRuns) -> dict[str, int]:
 # --- the numbers ----------------------------------------------------------------------------------------------------
 
 
+_Pair: TypeAlias = "tuple[MetricStatistics, MetricStatistics]"
+
+
 @dataclass(frozen=True, slots=True)
 class _Estimate:
     ratio: float
@@ -177,21 +180,33 @@ class _Estimate:
 
 def _compare_test(test_id: str, first: MeasuredRun, second: MeasuredRun) -> Iterator[MetricComparison]:
     pairs = [*_shared(first.results[test_id].statistics, second.results[test_id].statistics)]
-    counts = [pair for pair in pairs if all(numbers.verdict is Verdict.EXACT for numbers in pair)]
-    timed = [pair for pair in pairs if pair not in counts and min(*pair[0].values, *pair[1].values) > 0]
     one, other = first.test(test_id), second.test(test_id)
-    paired = one is not None and other is not None and _is_paired(one, other)
-    if paired and one is not None and other is not None:
-        values = [(_by_unit(one.processes, a), _by_unit(other.processes, b)) for a, b in timed]
-        estimates = _paired([[math.log(right[unit] / left[unit]) for unit in left] for left, right in values])
-    else:
-        estimates = _unpaired([(a.values, b.values) for a, b in timed])
-    found = {id(pair): estimate for pair, estimate in zip(timed, estimates, strict=True)}
+    design, estimates = _estimates([pair for pair in pairs if _is_timed(pair)], one, other)
+    of_times = iter(estimates)
     for pair in pairs:
-        if pair in counts:
+        if _is_count(pair):
             yield _compared(test_id, pair, _count(*pair), "count")
-        elif id(pair) in found:
-            yield _compared(test_id, pair, found[id(pair)], "paired" if paired else "unpaired")
+        elif _is_timed(pair):
+            yield _compared(test_id, pair, next(of_times), design)
+
+
+def _is_count(pair: _Pair) -> bool:
+    return all(numbers.verdict is Verdict.EXACT for numbers in pair)
+
+
+def _is_timed(pair: _Pair) -> bool:
+    """Whether both sides have nothing but positive values, of which logarithms exist, and they are no counts."""
+    return not _is_count(pair) and min(*pair[0].values, *pair[1].values) > 0
+
+
+def _estimates(
+    timed: Sequence[_Pair], one: TestRuns | None, other: TestRuns | None
+) -> tuple[Literal["paired", "unpaired"], list[_Estimate]]:
+    """Compare times process by process where both runs had the same prompts, else as independent samples."""
+    if one is None or other is None or not _is_paired(one, other):
+        return "unpaired", _unpaired([(left.values, right.values) for left, right in timed])
+    scores = [(_by_unit(one.processes, left), _by_unit(other.processes, right)) for left, right in timed]
+    return "paired", _paired([[math.log(right[unit] / left[unit]) for unit in left] for left, right in scores])
 
 
 def _shared(

@@ -67,7 +67,6 @@ def _measured_faults(
         yield f"says {told['status']!r}, and the ledger holds {len(test.processes)} valid processes"
         return
     names = dict.fromkeys(compared_metric(measure.metric) for measure in experiment.measures)
-    keys = {name: any(m.key and compared_metric(m.metric) == name for m in experiment.measures) for name in names}
     unknown = sorted(names.keys() - METRICS.keys())
     if unknown:
         yield f"metric {unknown[0]} is one that verify cannot work out; add it to touchstone.verify.observed"
@@ -76,30 +75,57 @@ def _measured_faults(
     if [(item["metric"], item["arm"]) for item in told["statistics"]] != wanted:
         yield f"the statistics are not those of {', '.join(f'{name} ({arm})' for name, arm in wanted)}"
         return
-    described = [_described(test, name, arm, key=keys[name]) for name, arm in wanted]
-    refused = [
-        mine["verdict"] != "INVALID" == item["verdict"]
-        for mine, item in zip(described, told["statistics"], strict=True)
-    ]
-    if any(refused) and all(check["passed"] for check in told["checks"]):
+    described = [_described(test, name, arm, key=_is_key(experiment, name)) for name, arm in wanted]
+    yield from _refusal_faults(described, told)
+    yield from _statistics_faults(evidence, test, described, told["statistics"])
+    described = [_as_told(mine, item) for mine, item in zip(described, told["statistics"], strict=True)]
+    effects = _standing(effects, described, void=void)
+    yield from _effect_faults(effects, told["effects"])
+    yield from differences(_fields(test, experiment, described, effects), _own_fields(experiment, told), "results")
+
+
+def _is_key(experiment: Experiment, name: str) -> bool:
+    return any(measure.key and compared_metric(measure.metric) == name for measure in experiment.measures)
+
+
+def _is_taken_back(mine: Json, item: Json) -> bool:
+    """Whether a result refuses a number that the record gives: a check of it must have failed."""
+    return bool(mine["verdict"] != "INVALID" == item["verdict"])
+
+
+def _as_told(mine: Json, item: Json) -> Json:
+    return _refused(mine) if _is_taken_back(mine, item) else mine
+
+
+def _refusal_faults(described: Sequence[Json], told: Json) -> Iterator[str]:
+    refused = any(_is_taken_back(mine, item) for mine, item in zip(described, told["statistics"], strict=True))
+    if refused and all(check["passed"] for check in told["checks"]):
         yield "a number is refused although every check passed"
-    for mine, item in zip(described, told["statistics"], strict=True):
+
+
+def _statistics_faults(
+    evidence: Evidence, test: TestEvidence, described: Sequence[Json], told: Sequence[Json]
+) -> Iterator[str]:
+    for mine, item in zip(described, told, strict=True):
         yield from roofline_faults(evidence, test, mine, item)
-    described = [_refused(mine) if taken else mine for mine, taken in zip(described, refused, strict=True)]
-    for mine, item in zip(described, told["statistics"], strict=True):
-        yield from differences(mine, item, f"{item['metric']} ({item['arm']})")
+        yield from differences(_as_told(mine, item), item, f"{item['metric']} ({item['arm']})")
         yield from _example_faults(test, item)
+
+
+def _standing(effects: Sequence[Json], described: Sequence[Json], *, void: bool) -> list[Json]:
+    """Keep the effects on numbers that stand; without placebo and control their verdicts on times are void."""
     valid = {item["metric"] for item in described if item["verdict"] != "INVALID"}
-    effects = [effect for effect in effects if effect["metric"] in valid]
-    if void:
-        effects = [effect | {"verdict": "VOID"} if effect["verdict"] in TIMED else effect for effect in effects]
-    pairs = [[(effect["metric"], effect["treatment"]) for effect in found] for found in (told["effects"], effects)]
+    standing = [effect for effect in effects if effect["metric"] in valid]
+    return [effect | {"verdict": "VOID"} if void and effect["verdict"] in TIMED else effect for effect in standing]
+
+
+def _effect_faults(effects: Sequence[Json], told: Sequence[Json]) -> Iterator[str]:
+    pairs = [[(effect["metric"], effect["treatment"]) for effect in found] for found in (told, effects)]
     if pairs[0] != pairs[1]:
         yield f"the effects are not those of {', '.join(effect['metric'] for effect in effects) or 'no metric'}"
         return
-    for mine, item in zip(effects, told["effects"], strict=True):
+    for mine, item in zip(effects, told, strict=True):
         yield from differences(mine, item, f"effect on {item['metric']}")
-    yield from differences(_fields(test, experiment, described, effects), _own_fields(experiment, told), "results")
 
 
 def compared_metric(name: str) -> str:

@@ -30,21 +30,29 @@ def repeat_faults(tests: Mapping[str, TestEvidence], told: Json) -> Iterator[str
     test = tests.get(told["test_id"])
     found = next((check for check in told["checks"] if check["id"] == CHECK), None)
     rows = [] if test is None or told["status"] != "measured" else _rows(test)
-    if len(rows) < 2 or found is None:  # noqa: PLR2004  a spread needs two values
-        if (len(rows) > 1) != (found is not None):
-            yield f"{CHECK} is {'missing' if found is None else 'told of too few repeats'}"
-        return
+    if len(rows) < 2:  # noqa: PLR2004  a spread needs two values
+        yield from () if found is None else (f"{CHECK} is told of too few repeats",)
+    elif found is None:
+        yield f"{CHECK} is missing"
+    else:
+        yield from _check_faults(found, rows)
+
+
+def _check_faults(found: Json, rows: Sequence[tuple[float, int]]) -> Iterator[str]:
     low, high = own.mean_interval([ratio for ratio, _ in rows], LEVEL)
-    centre = own.mean([ratio for ratio, _ in rows])
-    shares = [-math.expm1(end) for end in (centre, high, low)]
-    if found["passed"] == (shares[1] > MAX_SAVED):
-        yield f"{CHECK} {'passed' if found['passed'] else 'failed'}, and the interval begins at {shares[1]:.3f}"
-    counts = [str(len(rows)), str(sum(count for _, count in rows))]
-    percents = [written(100 * value, -1) for value in (shares[0], LEVEL, shares[1], shares[2], MAX_SAVED)]
-    wanted = [float(number) for number in (*counts, *percents)]
+    centre, least, most = (-math.expm1(end) for end in (own.mean([ratio for ratio, _ in rows]), high, low))
+    if found["passed"] == (least > MAX_SAVED):
+        yield f"{CHECK} {'passed' if found['passed'] else 'failed'}, and the interval begins at {least:.3f}"
+    counts = [len(rows), sum(count for _, count in rows)]
+    wanted = [*counts, *(_per_cent(value) for value in (centre, LEVEL, least, most, MAX_SAVED))]
     for name in ("detail", "detail_zh"):
         if (said := _signed(found[name])) != wanted:
             yield f"{CHECK}: {name} says {said}, worked out again it is {wanted}"
+
+
+def _per_cent(value: float) -> float:
+    """Cut a share to the digits that are printed."""
+    return float(written(100 * value, -1).replace(",", ""))
 
 
 def _signed(text: str) -> list[float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.touchstone.factories import MS, FakeRun, make_trace, make_workload, pair_seed
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger, read_ledger
 from touchstone.records import Attempt
@@ -16,7 +17,7 @@ ORDER = ("first", "second", "second", "first")
 
 
 def checks_of(folder, test_id):
-    result = next(result for result in derive_results(folder, EXPERIMENTS) if result.test_id == test_id)
+    result = next(result for result in results_of(read_runs(folder), EXPERIMENTS) if result.test_id == test_id)
     return {check.id: check for check in result.checks}
 
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from tests.touchstone.factories import FakeRun, make_trace
 from touchstone.analysis.payback import fieller
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import load_experiments
 from touchstone.ledger import LEDGER_NAME, Ledger, read_ledger
 from touchstone.records import Attempt, GraphCapture
@@ -97,7 +98,7 @@ def with_graphs(folder, out):
 
 
 def result_of(folder):
-    return next(result for result in derive_results(folder, EXPERIMENTS) if result.test_id == "2.3")
+    return next(result for result in results_of(read_runs(folder), EXPERIMENTS) if result.test_id == "2.3")
 
 
 class TestAResult:

@@ -11,7 +11,8 @@ from tests.touchstone.machine_samples import QWEN3_0_6B, RTX_3090
 from touchstone.analysis import arm_checks, plausibility
 from touchstone.analysis import checks as checks_module
 from touchstone.analysis.plausibility import LIES, why_void
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import Arm, Bilingual, Experiment, Measure, Profile, load_experiments
 from touchstone.records import Canary, Check, Verdict
 
@@ -20,8 +21,8 @@ EXPERIMENTS = {item.plan_id: item for item in load_experiments()}
 THROUGHPUT = EXPERIMENTS["1.1"]
 
 
-def results_of(fake, experiments=EXPERIMENTS):
-    return {result.test_id: result for result in derive_results(fake.write(), experiments)}
+def derived_from(fake, experiments=EXPERIMENTS):
+    return {result.test_id: result for result in results_of(read_runs(fake.write()), experiments)}
 
 
 def failed(result):
@@ -33,7 +34,7 @@ def run_of(path, *, trace=None, traces=None, memory=None, canary=None, model=Non
     fake.engine = make_engine(**(settings or {})).model_copy(update={"model": model or {}})
     for index, unit in enumerate(fake.plan_test("1.1", processes=6)):
         fake.attempt(unit, [traces[index] if traces else trace or make_trace()], memory=memory)
-    return results_of(fake)["1.1"]
+    return derived_from(fake)["1.1"]
 
 
 def test_every_row_of_the_table_is_caught_by_something_that_exists():
@@ -149,7 +150,7 @@ class TestSampleFiguresOfThePlan:
         trace = make_trace(prompts=[512] * 100, cached=[409] * 70 + [0] * 30)
         for unit in fake.plan_test("1.1", processes=6, workload=workload):
             fake.attempt(unit, [trace])
-        result = results_of(fake)["1.1"]
+        result = derived_from(fake)["1.1"]
         assert "cache_hits_within_bound" in failed(result)
         check = next(check for check in result.checks if check.id == "cache_hits_within_bound")
         assert f"28630 cached tokens, at most {bound} possible" in check.detail
@@ -184,7 +185,7 @@ def scaling_run(path, gain, *, preemptions=0, peak_concurrency=2):
         measures=(Measure("total_time"),),
         arms=tuple(Arm(name, options) for name, options in arms.items()),
     )
-    return results_of(fake, {"3.2": declared})["3.2"]
+    return derived_from(fake, {"3.2": declared})["3.2"]
 
 
 @pytest.mark.parametrize(("gain", "fires"), [(2.05, False), (2.2, True)])
@@ -209,7 +210,7 @@ class TestTheInstrumentsOwnTest:
             fake.attempt(unit, [slow, fast, fast, slow])
         if instrument:
             fake.add_instrument(**instrument)
-        results = results_of(fake)
+        results = derived_from(fake)
         effects = {effect.metric: effect for effect in results["2.1"].effects}
         return effects["total_time"], results["0.1"]
 
@@ -253,7 +254,7 @@ class TestTheInstrumentsOwnTest:
         fake = FakeRun(tmp_path, repeated=make_trace(prefill_ms=120 * share - 20))
         for unit in fake.plan_test("1.1", processes=6):
             fake.attempt(unit, [make_trace()])
-        result = results_of(fake)["1.1"]
+        result = derived_from(fake)["1.1"]
         assert ("repeated_prompts_not_faster" in failed(result)) is fires
 
     def test_timing_an_engine_on_prompts_that_it_has_seen_is_caught(self, tmp_path, monkeypatch):
@@ -261,7 +262,7 @@ class TestTheInstrumentsOwnTest:
         fake = FakeRun(tmp_path)
         for unit in fake.plan_test("1.1", processes=6):
             fake.attempt(unit, [make_trace(), make_trace()])
-        assert failed(results_of(fake)["1.1"]) == {"prompts_never_repeat"}
+        assert failed(derived_from(fake)["1.1"]) == {"prompts_never_repeat"}
 
 
 def test_an_arm_that_was_measured_after_the_other_is_caught(tmp_path):
@@ -269,7 +270,7 @@ def test_an_arm_that_was_measured_after_the_other_is_caught(tmp_path):
     arms = {"off": {"prefix_cache": False}, "on": {"prefix_cache": True}}
     for unit in fake.plan_test("2.1", processes=6, order=("off", "off", "on", "on"), arms=arms):
         fake.attempt(unit, [make_trace()] * 4)
-    assert "arms_interleaved" in failed(results_of(fake)["2.1"])
+    assert "arms_interleaved" in failed(derived_from(fake)["2.1"])
 
 
 def test_a_neighbour_that_woke_up_is_caught_by_the_canary(tmp_path):

@@ -16,7 +16,8 @@ from touchstone.analysis.formulas import (
 )
 from touchstone.analysis.prediction import Asked, admission_order, hit_blocks, prompts_of, reusable_tokens
 from touchstone.analysis.quantities import NotAvailable, Quantity
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import load_experiments
 from touchstone.records import Lengths
 from touchstone.verify.observed import METRICS, observe
@@ -150,7 +151,7 @@ class TestTheCheck:
         order = ("off", "on", "on", "off")
         for unit in fake.plan_test("2.1", processes=6, order=order, arms=arms, workload=SHARED):
             fake.attempt(unit, [make_trace(prompts=[100] * 10, cached=hits[arm]) for arm in order])
-        results = {result.test_id: result for result in derive_results(fake.write(), EXPERIMENTS)}
+        results = {result.test_id: result for result in results_of(read_runs(fake.write()), EXPERIMENTS)}
         return {check.id: check for check in results["2.1"].checks}, results["2.1"]
 
     def test_it_prints_predicted_measured_and_bound_and_passes_where_they_agree(self, tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.touchstone.scaling_sample import SPEEDUPS, write_scaling_run
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.analysis.scaling import declared_fields, fit_law, predicted_speedup, serial_fraction
 from touchstone.analysis.statistics import StatisticsError, independent_ratio
 from touchstone.experiment import Law
@@ -83,7 +84,7 @@ def test_one_point_is_met_by_any_law_and_so_makes_no_fit():
 
 
 def derived(folder, experiments):
-    return {result.test_id: result for result in derive_results(folder, experiments)}
+    return {result.test_id: result for result in results_of(read_runs(folder), experiments)}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.touchstone.reproduce.pairs_of_runs import (
     write_whole,
 )
 from touchstone.ledger import LEDGER_NAME, Ledger
-from touchstone.records import EntryKind
+from touchstone.records import Check, EntryKind
 from touchstone.reporting.lint import numbers_in
 from touchstone.reproduce.errors import ComparisonError
 from touchstone.reproduce.outcomes import ClaimVerdict, ExitCode
@@ -195,6 +195,13 @@ class TestWhatIsNotMeasured:
         outcome = only(paper, write_switched(tmp_path / "here", cached=96), SWITCH)
         assert outcome.verdict is ClaimVerdict.NOT_MEASURED
         assert "cache_hits_within_bound" in outcome.reason.en
+
+    def test_a_failed_check_of_times_leaves_counts_and_tokens(self, paper, tmp_path, monkeypatch):
+        """A machine that is far below its bound is slow, and counts as well as any."""
+        slow = Check(id="not_far_below_roofline", passed=False, detail="slow", detail_zh="慢")
+        monkeypatch.setattr("touchstone.analysis.results.not_far_below_roofline", lambda _: slow)
+        found = outcomes(paper, write_run(tmp_path / "here"), SPEED, COUNT, TOKENS).outcomes
+        assert [one.verdict for one in found] == [ClaimVerdict.NOT_MEASURED, ClaimVerdict.HOLDS, ClaimVerdict.HOLDS]
 
     def test_a_failed_placebo_voids_ratios_and_leaves_speeds(self, paper, tmp_path):
         found = outcomes(paper, write_whole(tmp_path / "here", placebo=1.2), SWITCH, SPEED)

@@ -10,7 +10,8 @@ from tests.touchstone.factories import FakeRun, make_trace, make_workload, pair_
 from tests.touchstone.test_results import quality_attempt
 from tests.touchstone.verify.told import Story
 from touchstone.analysis.prediction import hit_blocks
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile
 from touchstone.records import EngineFacts
 from touchstone.verify import custody
@@ -91,7 +92,7 @@ def caught(story, folder):
     evidence = custody.Evidence(story.write(folder))
     assert not custody.read_chain(evidence)
     assert not custody.read_traces(evidence)
-    results = [result.model_dump(mode="json") for result in derive_results(folder, EXPERIMENTS)]
+    results = [result.model_dump(mode="json") for result in results_of(read_runs(folder), EXPERIMENTS)]
     tests = gather(evidence)
     assert [fault for told in results for fault in result_faults(evidence, tests, EXPERIMENTS, told)] == []
     return {check["id"] for result in results for check in result["checks"] if not check["passed"]}
@@ -100,7 +101,7 @@ def caught(story, folder):
 def test_the_good_run_is_caught_at_nothing(good, tmp_path):
     folder = tmp_path / "run"
     assert caught(good.copy(), folder) == set()
-    made = {check.id for result in derive_results(folder, EXPERIMENTS) for check in result.checks}
+    made = {check.id for result in results_of(read_runs(folder), EXPERIMENTS) for check in result.checks}
     assert made >= {"cache_hits_as_predicted", "arrivals_as_drawn", "graphs_as_asked", "passes_agree"}
 
 
@@ -164,7 +165,7 @@ def quicken(trace, *, factor):
 def caught_in_code(folder, **lies):
     result = next(
         result
-        for result in derive_results(FakeRun(folder, quality=quality_attempt(**lies)).write(), {})
+        for result in results_of(read_runs(FakeRun(folder, quality=quality_attempt(**lies)).write()), {})
         if result.test_id == "4.1"
     )
     return {check.id for check in result.checks if not check.passed}

@@ -12,7 +12,8 @@ import pytest
 
 from tests.touchstone.factories import FakeRun, make_memory, make_trace, make_workload
 from tests.touchstone.verify.told import RemakingHere, Story
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
 from touchstone.records import Lengths
 from touchstone.reporting import report
@@ -144,7 +145,7 @@ def caught(story, folder):
     """Tell the story, derive its results, and say which checks of either kind fail."""
     evidence = custody.Evidence(story.write(folder))
     failed = {name for name, check in CUSTODY.items() if check(evidence)}
-    results = [result.model_dump(mode="json") for result in derive_results(folder, EXPERIMENTS)]
+    results = [result.model_dump(mode="json") for result in results_of(read_runs(folder), EXPERIMENTS)]
     tests = gather(evidence)
     wrong = [fault for told in results for fault in result_faults(evidence, tests, EXPERIMENTS, told)]
     assert wrong == [], "a lie that is told consistently gives consistent results"

@@ -15,7 +15,8 @@ from tests.touchstone.factories import FakeRun, make_memory, make_trace
 from tests.touchstone.machine_samples import QWEN3_0_6B, engine, gpu, reading, telemetry
 from tests.touchstone.verify.told import Story
 from touchstone.analysis import checks, plausibility, summaries
-from touchstone.analysis.results import derive_results
+from touchstone.analysis.results import results_of
+from touchstone.analysis.runs import read_runs
 from touchstone.experiment import Arm, Bilingual, Design, Experiment, Measure, Profile, load_experiments
 from touchstone.records import Canary, Lengths, WorkloadSpec
 from touchstone.verify import custody
@@ -116,7 +117,7 @@ def failed_checks(story, folder, *, consistent=True):
     assert not custody.check_schemas(evidence)
     assert not custody.check_attempts(evidence)
     assert not custody.read_traces(evidence)
-    results = [result.model_dump(mode="json") for result in derive_results(folder, EXPERIMENTS)]
+    results = [result.model_dump(mode="json") for result in results_of(read_runs(folder), EXPERIMENTS)]
     tests = gather(evidence)
     wrong = [fault for told in results for fault in result_faults(evidence, tests, EXPERIMENTS, told)]
     assert (wrong == []) is consistent, wrong
@@ -266,7 +267,7 @@ def test_a_changed_summary_is_worked_out_again(good, tmp_path, lie, told):
     evidence = custody.Evidence(folder)
     custody.read_chain(evidence)
     custody.read_traces(evidence)
-    results = {result.test_id: result for result in derive_results(folder, EXPERIMENTS)}
+    results = {result.test_id: result for result in results_of(read_runs(folder), EXPERIMENTS)}
     result = json.loads(results["1.1"].model_dump_json())
     tests = gather(evidence)
     assert list(result_faults(evidence, tests, EXPERIMENTS, result)) == []
