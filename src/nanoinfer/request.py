@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanoinfer.fields import wrong_type
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import MutableSequence, Sequence
 
 
 # Outside of these, logits divided by the temperature are no longer numbers of float32.
@@ -89,7 +89,7 @@ class Request:
     """
 
     request_id: int
-    token_ids: list[int]
+    token_ids: MutableSequence[int]
     num_prompt_tokens: int
     sampling: SamplingParams
     arrival_ns: int

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Size = TypeVar("Size", int, BatchShape)
 
 # Beyond, a step with prompt tokens takes the device longer than launching its kernels takes the host.
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 TOKENS_A_PREFILL = 16  # a graph of so many tokens has room for one prefill row ...
 FEW_PREFILLS = 8  # ... or for so many
 MOST_TABLE_UPDATES = 4096  # blocks that the prompts of a step bring along
@@ -77,9 +77,13 @@ def padded_batch_sizes(max_num_seqs: int) -> tuple[int, ...]:
 
 
 def _padded_tokens(most: int) -> tuple[int, ...]:
-    """Numbers of tokens to capture, ascending: doubled up to 256, from there on four to a doubling, and the largest."""
-    spread = [16, 32, 64, 128]
-    for power in (256, 512, 1024, 2048, 4096):
+    """Numbers of tokens to capture, ascending, and the largest.
+
+    The more a step has, the more it costs to compute padding: sizes double up to 256, then there are two to a doubling,
+    and four from 1,024 on.
+    """
+    spread = [16, 32, 64, 128, 256, 384, 512, 768]
+    for power in (1024, 2048, 4096):
         spread += range(power, 2 * power, power // 4)
     return (*(tokens for tokens in spread if tokens < most), most)
 

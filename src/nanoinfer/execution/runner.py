@@ -238,7 +238,7 @@ class Runner:
         return self._compute(flat.upload(self.device), restricted=step.restricted, padded=False)
 
     def _replayed_prefills(self, shape: BatchShape, integers: Tensor) -> Tensor:
-        bounds = {"max_decode_context": self._max_context_len, "max_prefill_len": shape.tokens}
+        bounds = {"max_decode_context": self._max_context_len, "max_prefill_len": self._max_context_len}
         return self._compute(Batch.of(integers, shape, **bounds), restricted=False, padded=True)
 
     def _compute(self, batch: Batch, *, restricted: bool, padded: bool) -> Tensor:

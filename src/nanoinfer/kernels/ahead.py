@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nanoinfer.kernels.decode_attention import WHOLE, decode_attention
+from nanoinfer.kernels.decode_attention import WHOLE, decode_attention, decode_tuning
 from nanoinfer.kernels.decode_inputs import decode_inputs
 from nanoinfer.kernels.few_rows import linear_add, norm_gated_linear, norm_linear
 from nanoinfer.kernels.fused import add_rms_norm, rms_norm, silu_and_mul
 from nanoinfer.kernels.linear import TUNINGS, early_linear, fits, gated_linear, linear_parts
-from nanoinfer.kernels.prefill_attention import prefill_attention, prefill_tuning
+from nanoinfer.kernels.prefill_attention import SHORT_QUERY, prefill_attention, prefill_tuning
 from nanoinfer.kernels.sampling import sample
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPS = 1e-6
-LONG = 4096  # a prompt that fills its tiles
+LONG = 4096  # a prompt that fills its tiles, a batch that fills the device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,8 @@ def _calls(shapes: KernelShapes) -> list[Callable[[], object]]:
         partial(norm_linear, x, norm, EPS, projection, qkv_bias),
         partial(norm_gated_linear, x, norm, EPS, gate_up, gate_up_bias),
         *(partial(linear_add, weight[:1], weight, bias, zeros(1, width)) for weight, bias in narrow),
-        *(partial(_linear_add_norm, weight[:1], weight, bias, norm) for weight, bias in narrow),
-        partial(gated_linear, x, gate_up, gate_up_bias),
+        *(partial(_linear_add_norm, weight[:1], weight, bias, norm) for weight, bias in narrow if fits(weight)),
+        *(partial(gated_linear, x, gate_up, gate_up_bias) for _ in range(fits(gate_up))),
         *(
             partial(early_linear, x, projection, qkv_bias, tuning)
             for tuning in (TUNINGS.values() if fits(projection) else ())
@@ -127,9 +127,20 @@ def _attention_calls(shapes: KernelShapes) -> list[Callable[[], object]]:
     one = torch.ones(1, dtype=torch.int32, device=shapes.device)
     starts = torch.arange(2, dtype=torch.int32, device=shapes.device)
     group = shapes.num_heads // shapes.num_kv_heads
-    tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, LONG)}
+    tunings = {prefill_tuning(shapes.dtype, group, longest): longest for longest in (1, SHORT_QUERY, LONG)}
     return [
-        *(partial(decode_attention, *first, one, 1.0, out, cuts=cuts) for cuts in (None, WHOLE)),
+        *(
+            partial(
+                decode_attention,
+                *first,
+                one,
+                1.0,
+                out,
+                cuts=cuts,
+                tuning=decode_tuning(shapes.dtype, rows, whole=whole),
+            )
+            for cuts, whole, rows in ((WHOLE, True, LONG), (None, False, 1), (None, False, LONG))
+        ),
         *(partial(prefill_attention, *first, starts, one, longest, 1.0, out) for longest in tunings.values()),
     ]
 

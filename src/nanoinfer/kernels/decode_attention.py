@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanoinfer.kernels.launch import early_launch, num_multiprocessors
+from nanoinfer.kernels.launch import LINE_BYTES, early_launch, num_multiprocessors, prefetch
 from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 from nanoinfer.kernels.rotation import norm_rotary
 
@@ -34,27 +34,33 @@ FULL_PROGRAMS = 8  # whole contexts a multiprocessor; beyond, cutting them only 
 PROGRAMS_PER_MULTIPROCESSOR = 18  # parts: three times as many as run at the same time, so that they end together
 SPREAD_PROGRAMS = 4  # what a few contexts are cut for, where equal ends matter less than few parts
 LEAST_CUTS, MOST_CUTS = 8, 32  # bounds of how often a context may be cut
+PRELOADING_ROWS = 4  # up to here the device has registers to spare for a part's first tile
 ROWS_AT_ONCE = 256  # contexts that a program looks at together
 COUNTERS = 2**17  # (sequence, KV head) pairs of a launch
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTuning:
-    """How a program is shaped: keys of one tile (a power of two, at least 16), warps, pipeline stages."""
+    """How a program is shaped: keys of one tile (a power of two, at least 16), warps, pipeline stages.
+
+    preload  whether the first tile of a part waits in registers for the projection of the new token
+    """
 
     tile_keys: int
     num_warps: int
     num_stages: int
+    preload: bool = False
 
 
-def decode_tuning(dtype: torch.dtype, *, whole: bool) -> DecodeTuning:
+def decode_tuning(dtype: torch.dtype, batch_size: int, *, whole: bool) -> DecodeTuning:
     """Return a tile shape for whole contexts or parts; tools/kernel_speed.py times its rivals.
 
     Exact float32 products use no tensor cores and need registers instead.
     """
+    preload = not whole and batch_size <= PRELOADING_ROWS
     if dtype == torch.float32:
-        return DecodeTuning(16, 4, 2)
-    return DecodeTuning(32, 1, 2) if whole else DecodeTuning(32, 2, 3)
+        return DecodeTuning(16, 4, 2, preload)
+    return DecodeTuning(32, 1, 2) if whole else DecodeTuning(32, 2, 3, preload)
 
 
 class Cuts(NamedTuple):
@@ -120,7 +126,7 @@ def decode_attention(
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     cuts = cuts or context_cuts(batch_size, num_kv_heads, num_multiprocessors(qkv.device), sparse=sparse)
     whole = cuts.most == 1
-    tuning = tuning or decode_tuning(qkv.dtype, whole=whole)
+    tuning = tuning or decode_tuning(qkv.dtype, batch_size, whole=whole)
     num_programs = cuts.num_programs(batch_size)
     num_rows = 0 if whole else num_programs * num_heads
     _attention_kernel[(num_kv_heads, num_programs)](
@@ -156,6 +162,7 @@ def decode_attention(
         TILE=tuning.tile_keys,
         NORM=q_norm is not None,
         WHOLE=whole,
+        PRELOAD=tuning.preload,
         MOST_PARTS=MOST_CUTS,
         ROWS_AT_ONCE=ROWS_AT_ONCE,
         num_warps=tuning.num_warps,
@@ -210,6 +217,43 @@ def _find_part(context_lens, num_seqs, even_parts, most_cuts, index, TILE: tl.co
         first += tl.sum(tl.where(is_passed, parts, 0), 0)
         before += tl.sum(parts, 0)
     return seq, first, part_tiles
+
+
+@triton.jit
+def _own_part(
+    context_lens,
+    num_seqs,
+    even_parts,
+    most_cuts,
+    index,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Return (sequence, its first part's index, tiles of a part, number of parts, cached tokens) for part `index`.
+
+    What is cached excludes the new token: -1 stands for no sequence.
+    """
+    if WHOLE:
+        seq = index
+        first = index
+        cached_len = tl.load(context_lens + seq) - 1
+        part_tiles = _num_tiles(cached_len + 1, TILE)
+        num_parts = 1
+    else:
+        seq, first, part_tiles = _find_part(context_lens, num_seqs, even_parts, most_cuts, index, TILE, CHUNK)
+        cached_len = tl.load(context_lens + seq, mask=seq < num_seqs, other=0) - 1
+        num_tiles = _num_tiles(cached_len + 1, TILE)
+        part_tiles = tl.cdiv(num_tiles, tl.minimum(tl.cdiv(num_tiles, part_tiles), most_cuts))
+        num_parts = tl.cdiv(num_tiles, part_tiles)  # rounding may leave fewer
+    return seq, first, part_tiles, num_parts, cached_len
+
+
+@triton.jit
+def _prefetch_rows(rows, HEAD_DIM: tl.constexpr):
+    """Bring rows (pointers (R,) to HEAD_DIM values) to the L2 and do not wait for them."""
+    LINE: tl.constexpr = LINE_BYTES // (rows.dtype.element_ty.primitive_bitwidth // 8)
+    prefetch(rows[:, None] + (tl.arange(0, (HEAD_DIM + LINE - 1) // LINE) * LINE)[None, :])
 
 
 @triton.jit
@@ -292,6 +336,7 @@ def _attention_kernel(
     TILE: tl.constexpr,
     NORM: tl.constexpr,
     WHOLE: tl.constexpr,
+    PRELOAD: tl.constexpr,
     MOST_PARTS: tl.constexpr,
     ROWS_AT_ONCE: tl.constexpr,
     EARLY: tl.constexpr,
@@ -301,24 +346,10 @@ def _attention_kernel(
     index = tl.program_id(1)
     num_kv_heads = tl.num_programs(0)
     num_programs = tl.num_programs(1)
-    if WHOLE:
-        seq = index
-        first_index = index
-        cached_len = tl.load(context_lens + seq) - 1  # what is cached excludes the new token
-        num_tiles = _num_tiles(cached_len + 1, TILE)
-        part_tiles = num_tiles
-        num_parts = 1
-        is_part = cached_len >= 0
-    else:
-        seq, first_index, part_tiles = _find_part(
-            context_lens, num_seqs, even_parts, most_cuts, index, TILE, ROWS_AT_ONCE
-        )
-        cached_len = tl.load(context_lens + seq, mask=seq < num_seqs, other=0) - 1
-        num_tiles = _num_tiles(cached_len + 1, TILE)
-        cuts = tl.minimum(tl.cdiv(num_tiles, part_tiles), most_cuts)
-        part_tiles = tl.cdiv(num_tiles, cuts)
-        num_parts = tl.cdiv(num_tiles, part_tiles)  # rounding may leave fewer
-        is_part = (seq < num_seqs) & (index - first_index < num_parts)
+    seq, first_index, part_tiles, num_parts, cached_len = _own_part(
+        context_lens, num_seqs, even_parts, most_cuts, index, TILE, ROWS_AT_ONCE, WHOLE
+    )
+    is_part = (cached_len >= 0) & (index - first_index < num_parts)
     begin = (index - first_index) * part_tiles * TILE
     end = tl.minimum(cached_len, begin + part_tiles * TILE)
     table_row = block_table + seq.to(tl.int64) * stride_table
@@ -327,16 +358,19 @@ def _attention_kernel(
     dim = tl.arange(0, HEAD_DIM)
     head_offsets = kv_head * stride_head + dim[None, :]
     loop_begin = begin
-    if not WHOLE:
-        # A part has few tiles, and keys of earlier steps are there: the first tile is asked for before the projection
-        # of the new token is waited for.
-        tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
-        offsets = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE)
+    # A part has few tiles, and keys of earlier steps are there: the first tile is asked for before the projection of
+    # the new token is waited for, into registers or, where those would cost programs at work, into the L2.
+    tile = tile_blocks(blocks, second_blocks, BLOCK_SIZE, TILE)
+    offsets = key_offsets(tile, begin, stride_block, stride_token, BLOCK_SIZE, TILE)
+    if PRELOAD:
         is_first = (begin + key < end) & is_part
         first_k = tl.load(key_blocks + offsets[:, None] + head_offsets, mask=is_first[:, None], other=0.0)
         first_v = tl.load(value_blocks + offsets[:, None] + head_offsets, mask=is_first[:, None], other=0.0)
         blocks, second_blocks = load_blocks(table_row, begin + TILE, end, BLOCK_SIZE, TILE)
         loop_begin = begin + TILE
+    elif EARLY:
+        _prefetch_rows(key_blocks + offsets + kv_head * stride_head, HEAD_DIM)
+        _prefetch_rows(value_blocks + offsets + kv_head * stride_head, HEAD_DIM)
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -370,7 +404,7 @@ def _attention_kernel(
             maximum = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale_log2
             denominator += 1.0
             accumulator += new_v.to(tl.float32)
-        if not WHOLE:
+        if PRELOAD:
             maximum, denominator, accumulator = _fold(
                 q, first_k, first_v, begin + key < end, maximum, denominator, accumulator, scale_log2
             )

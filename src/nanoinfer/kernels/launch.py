@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOPPER = (9, 0)  # the first architecture that has it
+LINE_BYTES = tl.constexpr(128)  # of a cache line
 
 
 @cache

@@ -17,7 +17,7 @@ from torch.nn.functional import linear as any_linear
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.fused import silu_and_mul
-from nanoinfer.kernels.launch import early_launch, prefetch
+from nanoinfer.kernels.launch import LINE_BYTES, early_launch, prefetch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ MOST_ROWS = 128  # attention of larger batches fills the device and does not beg
 MOST_WEIGHTS = 2**23  # beyond, the product itself is what counts
 SMALL_ROWS = 32  # up to here all products of a layer gain
 PART_INPUTS = 512  # of narrow outputs, whose programs are few unless each takes only so many inputs
-LINE_BYTES = tl.constexpr(128)
 
 
 class LinearTuning(NamedTuple):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SHORT_QUERY = 512  # up to here much of a tile is masked, and smaller tiles waste less
+
+
 @dataclass(frozen=True, slots=True)
 class PrefillTuning:
     """How a program is shaped: rows (tokens x heads of a group) and keys of a tile, warps, pipeline stages."""
@@ -40,16 +43,16 @@ class PrefillTuning:
 def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> PrefillTuning:
     """Return a tile shape of few, because each one is compiled when it is first met.
 
-    tools/kernel_speed.py times its rivals.
-
-    A tile has a row for each head of the group. Exact float32 products use no tensor cores and need registers instead.
+    tools/kernel_speed.py times its rivals. A tile has a row for each head of the group. Exact float32 products use no
+    tensor cores and need registers instead.
     """
     least = max(MIN_DOT_ROWS, triton.next_power_of_2(group))
     if dtype == torch.float32:
         return PrefillTuning(tile_rows=least, tile_keys=16, num_warps=4, num_stages=1)
     if group * max_query_len <= least:
         return PrefillTuning(tile_rows=least, tile_keys=64, num_warps=4, num_stages=3)
-    return PrefillTuning(tile_rows=max(least, 64), tile_keys=32, num_warps=4, num_stages=3)
+    tile_keys = 32 if max_query_len <= SHORT_QUERY else 64
+    return PrefillTuning(tile_rows=max(least, 64), tile_keys=tile_keys, num_warps=4, num_stages=3)
 
 
 def prefill_attention(

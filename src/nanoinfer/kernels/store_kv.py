@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-TILE_ROWS = 32  # heads of all tokens that one program takes
+TILE_ROWS = 16  # heads of all tokens that one program takes
 
 
 def norm_rotary_store(

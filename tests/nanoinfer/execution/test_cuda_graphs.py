@@ -51,10 +51,11 @@ def test_shapes_with_prompt_tokens_ascend_to_the_budget_and_pad_little(schedulin
     shapes = graph_sizes(config, max_len).prefills
     tokens = [shape.tokens for shape in shapes]
     assert tokens == sorted(set(tokens))
-    assert tokens[-1] == min(budget, 8192)
+    assert tokens[-1] == min(budget, 4096)
     assert all(upper <= max(2 * lower, 128) for lower, upper in itertools.pairwise(tokens))
-    assert all(upper <= 1.25 * lower for lower, upper in itertools.pairwise(tokens) if lower >= 256)
-    assert len(shapes) <= 26
+    assert all(upper <= 1.5 * lower for lower, upper in itertools.pairwise(tokens) if lower >= 256)
+    assert all(upper <= 1.25 * lower for lower, upper in itertools.pairwise(tokens) if lower >= 1024)
+    assert len(shapes) <= 17
     for smaller, larger in itertools.pairwise(shapes):
         assert larger.holds(smaller)
     for shape in shapes:

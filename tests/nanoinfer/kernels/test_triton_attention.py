@@ -121,9 +121,9 @@ def decode_case(contexts, device, **shape):
 def test_decode_stores_the_new_token_and_attends_as_the_reference(dtype, block_size, cuts, device):
     contexts = [1, 0, 17, 100]
     case = decode_case(contexts, device, **SMALL, block_size=block_size, dtype=dtype)
-    for _ in range(2):  # the second launch finds the counters of parts as the first one left them
-        found = case.decode(cuts=cuts)
-    case.check(found)
+    for preload in {False, cuts.most > 1}:  # the second launch finds the counters of parts as the first one left them
+        found = case.decode(cuts=cuts, tuning=DecodeTuning(16, 4, 2, preload))
+        case.check(found)
     assert not _arrivals(found.device).any()
 
 
