@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import traceback
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from touchstone.canonical import atomic_write
-from touchstone.cli_errors import FAILED, INTERRUPTED, REFUSED, USER_ERRORS, tell
+from touchstone.cli_errors import FAILED, INTERRUPTED, REFUSED, tell
 from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
 from touchstone.experiment import Experiment, Profile, is_point, load_experiments, points_of
@@ -28,6 +30,8 @@ from touchstone.running.planning import CODE_TEST, layout_of
 from touchstone.suggestions import RESULTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from touchstone.records import Environment, RunPlan
     from touchstone.verify.outcome import Outcome
 
@@ -376,10 +380,8 @@ def reproduce(
     """Hold a run against the paper's, claim by claim; writes reproduction.en.md and reproduction.zh.md into DIR."""
     from touchstone.reproduce.command import reproduce_run  # noqa: PLC0415  scipy is slow to load
 
-    try:
+    with _never_a_verdict():
         status = reproduce_run(directory or _latest_run(), against, _console)
-    except USER_ERRORS as error:
-        _fail(str(error), REFUSED)
     raise typer.Exit(status)
 
 
@@ -395,7 +397,16 @@ def compare(
     """Hold two runs of one machine against each other: ratio B / A with interval and verdict for every metric."""
     from touchstone.reproduce.command import compare_run_folders  # noqa: PLC0415  scipy is slow to load
 
-    try:
+    with _never_a_verdict():
         compare_run_folders(first, second, format.value, _console)
-    except USER_ERRORS as error:
-        _fail(str(error), REFUSED)
+
+
+@contextmanager
+def _never_a_verdict() -> Iterator[None]:
+    """Let every error end with the status of what cannot be compared; 1 and 2 are what the claims have come to."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  a crash must not look like a claim that is refuted
+        if (told := tell(error)) is None:
+            traceback.print_exc()
+        _fail(told.message if told else f"{type(error).__name__}: {error}", REFUSED)

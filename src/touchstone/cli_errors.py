@@ -20,7 +20,7 @@ from touchstone.trace import TraceError
 from touchstone.verify.outcome import NotARunError
 from touchstone.workload import WorkloadError
 
-OK, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
 USER_ERRORS = (
     ClaimsError,

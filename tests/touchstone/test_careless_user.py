@@ -8,6 +8,7 @@ import pytest
 
 from tests.touchstone.report_sample import write_sample_run
 from touchstone import cli
+from touchstone.analysis.statistics import StatisticsError
 from touchstone.cli import main
 
 ONE = ("--profile", "smoke", "--device", "cpu", "--only", "1.1")
@@ -20,12 +21,12 @@ def command(monkeypatch, capsys, tmp_path):
     for console in (cli._console, cli._errors):
         monkeypatch.setattr(console, "_width", 200)
 
-    def call(*arguments):
+    def call(*arguments, traceback=False):
         monkeypatch.setattr(sys, "argv", ["touchstone", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
+        assert ("Traceback" in captured.err) == traceback
         return ended.value.code or 0, captured.out, captured.err
 
     return call
@@ -217,6 +218,26 @@ def test_ctrl_c_ends_each_command_with_status_130(command, monkeypatch, tmp_path
     monkeypatch.setattr(work, interrupt)
     assert command(*arguments)[0] == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (("reproduce", "run"), "touchstone.reproduce.command.reproduce_run"),
+        (("compare", "run", "run"), "touchstone.reproduce.command.compare_run_folders"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [StatisticsError("too few values"), PermissionError(13, "no right", "run"), TypeError("a bug")]
+)
+def test_no_error_of_a_comparison_looks_like_its_verdict(command, monkeypatch, arguments, work, error):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(work, fail)
+    status, _, errors = command(*arguments, traceback=isinstance(error, TypeError))
+    assert status == 3
+    assert str(error.args[-1]) in errors
 
 
 @pytest.mark.parametrize("name", ["run [1]", "run [bold]x[/bold] 测 é"])
