@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,6 @@ def build_execution(
     sizes = _PoolSizes(config, parallel.local(model_config), device, dtype)
     needs = _measure_needs(model, ops, config, sizes, limit) if device.type == "cuda" else None
     if needs is not None:
-        gc.collect()  # the graphs that were measured: to destroy one during a capture would break that
         torch.cuda.empty_cache()  # the memory of a graph is nobody else's to reuse
     num_blocks = memory.num_kv_blocks(
         config,

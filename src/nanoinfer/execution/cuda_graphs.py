@@ -9,8 +9,10 @@ lies on the device, their grids have room for the most there can be, and program
 
 from __future__ import annotations
 
+import gc
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 Size = TypeVar("Size", int, BatchShape)
 
-# Beyond, a step with prompt tokens takes the device longer than launching its kernels takes the host.
+# Beyond, a step with prompt tokens takes a device longer than launching its kernels takes the host.
 MOST_TOKENS = 4096
 TOKENS_A_PREFILL = 16  # a graph of so many tokens has room for one prefill row ...
 FEW_PREFILLS = 8  # ... or for so many
@@ -58,7 +60,8 @@ def graph_sizes(config: EngineConfig, max_model_len: int) -> GraphSizes:
     num_slots = config.max_num_seqs
     max_blocks = -(-max_model_len // config.block_size)
     shapes = []
-    for tokens in _padded_tokens(min(MOST_TOKENS, config.max_num_batched_tokens)):
+    most_tokens = MOST_TOKENS * config.tensor_parallel_size  # which take each of the devices as long
+    for tokens in _padded_tokens(min(most_tokens, config.max_num_batched_tokens)):
         decodes = min(num_slots, tokens) if config.scheduling == "mixed" else 0
         prefills = min(num_slots, tokens, max(FEW_PREFILLS, tokens // TOKENS_A_PREFILL))
         updates = decodes + min(prefills * max_blocks, MOST_TABLE_UPDATES)
@@ -82,9 +85,10 @@ def _padded_tokens(most: int) -> tuple[int, ...]:
     The more a step has, the more it costs to compute padding: sizes double up to 256, then there are two to a doubling,
     and four from 1,024 on.
     """
-    spread = [16, 32, 64, 128, 256, 384, 512, 768]
-    for power in (1024, 2048, 4096):
+    spread, power = [16, 32, 64, 128, 256, 384, 512, 768], 1024
+    while power < most:
         spread += range(power, 2 * power, power // 4)
+        power *= 2
     return (*(tokens for tokens in spread if tokens < most), most)
 
 
@@ -111,7 +115,6 @@ class Graphs(Generic[Size]):
         most_sampled: int,
         device: torch.device,
     ) -> None:
-        self._step: Callable[[Size, Tensor], Tensor] = step
         self._integers = torch.empty(max(map(len, padding.values()), default=0), dtype=torch.int64, device=device)
         self._sampled = torch.zeros(most_sampled, dtype=torch.int64, device=device)
         self._replays: dict[Size, Work] = {}
@@ -119,7 +122,8 @@ class Graphs(Generic[Size]):
         for size in sorted(padding, reverse=True):
             integers = padding[size]
             self._integers[: len(integers)].copy_(integers)
-            self._replays[size] = record(self._work(size, len(integers)))
+            # Nothing but the work refers to the step: who owns it may own these graphs, and they end together.
+            self._replays[size] = record(self._work(partial(step, size), len(integers)))
 
     def replay(self, size: Size, integers: Tensor, num_sampled: int) -> Tensor:
         """Run a captured size on staged integers; returns ids (num_sampled,), valid until the next replay."""
@@ -127,10 +131,12 @@ class Graphs(Generic[Size]):
         self._replays[size]()
         return self._sampled[:num_sampled]
 
-    def _work(self, size: Size, num_integers: int) -> Work:
+    def _work(self, step: Callable[[Tensor], Tensor], num_integers: int) -> Work:
+        inputs, outputs = self._integers[:num_integers], self._sampled
+
         def work() -> None:
-            sampled = self._step(size, self._integers[:num_integers])
-            self._sampled[: len(sampled)] = sampled
+            sampled = step(inputs)
+            outputs[: len(sampled)] = sampled
 
         return work
 
@@ -149,19 +155,25 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
-        """Run work once, so that everything it needs is compiled and loaded, then capture it."""
+        """Run work once, so that everything it needs is compiled and loaded, then capture it.
+
+        Nothing may be collected meanwhile: to destroy a graph of an engine that has ended would break the capture.
+        """
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()
             torch.cuda.synchronize(self._device)
             free_before = torch.cuda.mem_get_info(self._device)[0]
-            graph = torch.cuda.CUDAGraph()
+            graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+            gc.disable()
             # Not the context manager `torch.cuda.graph`: that empties the allocator's cache before each capture.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
+                if collects:
+                    gc.enable()
             self.taken_bytes.append(free_before - torch.cuda.mem_get_info(self._device)[0])
         return graph.replay
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -44,18 +45,20 @@ def test_a_step_takes_the_smallest_graph_that_holds_it():
 
 
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
+@pytest.mark.parametrize("num_ranks", [1, 4])
 @pytest.mark.parametrize("limits", [(1, 1, 5), (7, 13, 160), (256, 16384, 40_960), (512, 2048, 2048)])
-def test_shapes_with_prompt_tokens_ascend_to_the_budget_and_pad_little(scheduling, limits):
+def test_shapes_with_prompt_tokens_ascend_to_the_budget_and_pad_little(scheduling, limits, num_ranks):
     max_num_seqs, budget, max_len = limits
-    config = EngineConfig(model="m", max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, scheduling=scheduling)
+    bounds = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": budget}
+    config = EngineConfig(model="m", scheduling=scheduling, tensor_parallel_size=num_ranks, **bounds)
     shapes = graph_sizes(config, max_len).prefills
     tokens = [shape.tokens for shape in shapes]
     assert tokens == sorted(set(tokens))
-    assert tokens[-1] == min(budget, 4096)
+    assert tokens[-1] == min(budget, 4096 * num_ranks)
     assert all(upper <= max(2 * lower, 128) for lower, upper in itertools.pairwise(tokens))
     assert all(upper <= 1.5 * lower for lower, upper in itertools.pairwise(tokens) if lower >= 256)
     assert all(upper <= 1.25 * lower for lower, upper in itertools.pairwise(tokens) if lower >= 1024)
-    assert len(shapes) <= 17
+    assert len(shapes) <= (17 if num_ranks == 1 else 25)
     for smaller, larger in itertools.pairwise(shapes):
         assert larger.holds(smaller)
     for shape in shapes:
@@ -82,6 +85,25 @@ def test_a_replay_computes_the_staged_integers_and_returns_no_padding():
     graphs = make_graphs(lambda shape, integers: 10 * integers + shape.tokens, padding)
     assert graphs.replay(shapes[1], torch.tensor([1, 2, 3, 0]), 3).tolist() == [14, 24, 34]
     assert graphs.replay(shapes[0], torch.tensor([5, 0]), 1).tolist() == [52]
+
+
+def test_graphs_do_not_keep_the_step_that_they_were_recorded_from():
+    class Step:
+        def __call__(self, _size, integers):
+            return integers
+
+    step = Step()
+    graphs = Graphs(
+        step,
+        {2: torch.zeros(2, dtype=torch.int64)},
+        lambda work: work() or (lambda: None),
+        most_sampled=2,
+        device=torch.device("cpu"),
+    )
+    alive = weakref.ref(step)
+    del step
+    assert alive() is None
+    assert graphs.replay(2, torch.ones(2, dtype=torch.int64), 1).tolist() == [0]
 
 
 def test_rows_are_staged_with_the_last_block_of_their_tables_and_padded():
