@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
     from touchstone.records import Canary, CanaryReading, Measurement, Telemetry
 
+INTERRUPTED = "interrupted by the user"
+KILLED = "the run was killed while this process was under way"
+# What ends an attempt from outside says nothing of engine or machine: it neither uses up the one repeat nor counts to
+# the invalid attempts of which too many withhold a number. It stays in the ledger and in the number of attempts.
+STOPPED_FROM_OUTSIDE = frozenset({INTERRUPTED, KILLED})
+
 # How far a canary may move: larger rate / smaller rate - 1.
 #
 # Paper: 3 %. Half of the plan's ±5 % must not be the machine's.

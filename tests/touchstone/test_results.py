@@ -33,6 +33,9 @@ from touchstone.records import (
     Result,
     Verdict,
 )
+from touchstone.validity import INTERRUPTED, KILLED
+from touchstone.verify.custody import Evidence, read_chain, read_traces
+from touchstone.verify.gathered import gather
 
 
 def experiment(test_id, measures, **changes):
@@ -190,6 +193,21 @@ def test_exactly_a_fifth_invalid_attempts_is_still_published(tmp_path):
             fake.attempt(unit, [], invalid="out of memory")
         fake.attempt(unit, [make_trace()])
     assert by_id(fake.write())["1.1"].results["total_time"] == pytest.approx(0.12)
+
+
+def test_interrupts_are_counted_as_attempts_and_withhold_no_number(tmp_path):
+    """Whoever stops a run three times to go on with it later has measured no less."""
+    fake = FakeRun(tmp_path)
+    for unit in fake.plan_test("1.1", processes=3):
+        fake.attempt(unit, [], invalid=INTERRUPTED)
+        fake.attempt(unit, [], invalid=KILLED)
+        fake.attempt(unit, [make_trace()])
+    result = by_id(fake.write())["1.1"]
+    assert (result.evidence.attempts, result.evidence.valid_attempts) == (9, 3)
+    assert result.results["total_time"] == pytest.approx(0.12)
+    evidence = Evidence(tmp_path)
+    assert (read_chain(evidence), read_traces(evidence)) == ((), ())
+    assert gather(evidence)["1.1"].published
 
 
 def test_only_invalid_attempts_give_a_test_that_was_not_measured(tmp_path):

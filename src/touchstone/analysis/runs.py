@@ -10,10 +10,11 @@ from touchstone.analysis.prediction import Asked
 from touchstone.ledger import LEDGER_NAME, read_ledger
 from touchstone.records import Attempt, Environment, PlannedTest, QualityAttempt, RunPlan, UnitPlan
 from touchstone.trace import load_trace
-from touchstone.validity import readings_by_device, readings_of
+from touchstone.validity import STOPPED_FROM_OUTSIDE, readings_by_device, readings_of
 from touchstone.workload import at_rate, of_arm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from touchstone.records import Canary, CanaryReading, LedgerEntry, Measurement, Trace
@@ -89,7 +90,7 @@ class TestRuns:
     @property
     def too_many_invalid(self) -> bool:
         """Whether more than 20 % of the attempts are invalid, so that no number may be published."""
-        return len(self.attempts) - self.num_valid > MAX_INVALID_SHARE * len(self.attempts)
+        return _too_many(attempt for _, attempt in self.attempts)
 
     def too_many_invalid_of(self, arm: str) -> bool:
         """Whether an arm's numbers may not be published: for the whole test's attempts, or an engine's own.
@@ -99,8 +100,13 @@ class TestRuns:
         if all(each.engine is None for each in self.planned.arms):
             return self.too_many_invalid
         own = {unit.unit_id for unit in self.units if arm in unit.arm_order}
-        valid = [attempt.valid for _, attempt in self.attempts if attempt.unit_id in own]
-        return valid.count(False) > MAX_INVALID_SHARE * len(valid)
+        return _too_many(attempt for _, attempt in self.attempts if attempt.unit_id in own)
+
+
+def _too_many(attempts: Iterable[Attempt]) -> bool:
+    """Count what was invalid by itself; whoever interrupts a run says nothing of what it measures."""
+    valid = [attempt.valid for attempt in attempts if attempt.reason not in STOPPED_FROM_OUTSIDE]
+    return valid.count(False) > MAX_INVALID_SHARE * len(valid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,13 @@ from touchstone.records import (
 from touchstone.running.planning import CODE_TEST, CODE_TREE, UNIT_TIMEOUT_S
 from touchstone.running.worker import STORAGE_FAILED, WorkerRequest, WorkerRequests, WorkerResult
 from touchstone.trace import trace_path
-from touchstone.validity import why_canary_invalid, why_telemetry_invalid
+from touchstone.validity import (
+    INTERRUPTED,
+    KILLED,
+    STOPPED_FROM_OUTSIDE,
+    why_canary_invalid,
+    why_telemetry_invalid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,8 +50,6 @@ if TYPE_CHECKING:
     from touchstone.running.models import ChosenModel
 
 MAX_ATTEMPTS = 2
-INTERRUPTED = "interrupted by the user"
-KILLED = "the run was killed while this process was under way"
 _PENDING_NAME = "pending.json"
 _REASON_CHARACTERS = 500
 _LEFTOVERS = (".result-*", ".code-*", f".{_PENDING_NAME}.*", f".{LEDGER_NAME}.*", "traces/.*")
@@ -226,7 +230,7 @@ def failed_units(plan: RunPlan, ledger: Ledger) -> tuple[str, ...]:
 
 def _is_settled(unit: UnitPlan, ledger: Ledger) -> bool:
     """Interrupted and killed attempts say nothing of the measurement, so they do not use up the one repeat."""
-    used = [row for row in _attempts(ledger, unit.unit_id) if row.reason not in {INTERRUPTED, KILLED}]
+    used = [row for row in _attempts(ledger, unit.unit_id) if row.reason not in STOPPED_FROM_OUTSIDE]
     return _is_valid(unit, ledger) or len(used) >= MAX_ATTEMPTS
 
 

@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from touchstone.verify.custody import OUTSIDE_REASONS
 from touchstone.verify.observed import METRICS, Observation, Value, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from touchstone.verify.custody import Evidence
 
@@ -62,19 +63,25 @@ class TestEvidence:
 
     @property
     def published(self) -> bool:
-        """Whether at most a fifth of the attempts was invalid."""
-        return len(self.attempts) - self.num_valid <= MAX_INVALID_SHARE * len(self.attempts)
+        """Whether at most a fifth of the attempts was invalid, those apart that were stopped from outside."""
+        return _at_most_a_fifth_invalid(self.attempts)
 
     def published_for(self, arm: str) -> bool:
         """Whether an arm's numbers may be printed: an engine answers for its own attempts, any other arm for all."""
         if not any(row["engine"] for row in self.planned["arms"]):
             return self.published
-        own = [attempt["valid"] for attempt in self.attempts if arm in self.arms_of_units.get(attempt["unit_id"], [])]
-        return sum(not valid for valid in own) <= MAX_INVALID_SHARE * len(own)
+        return _at_most_a_fifth_invalid(
+            [attempt for attempt in self.attempts if arm in self.arms_of_units.get(attempt["unit_id"], [])]
+        )
 
     def of_arm(self, arm: str) -> list[list[TimedRun]]:
         """Select the runs of an arm, a list a process."""
         return [[run for run in process if run.arm == arm] for process in self.processes]
+
+
+def _at_most_a_fifth_invalid(attempts: Sequence[Json]) -> bool:
+    judged = [attempt for attempt in attempts if attempt["reason"] not in OUTSIDE_REASONS]
+    return sum(not attempt["valid"] for attempt in judged) <= MAX_INVALID_SHARE * len(judged)
 
 
 def gather(evidence: Evidence) -> dict[str, TestEvidence]:
