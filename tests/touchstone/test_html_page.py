@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.touchstone.report_sample import write_sample_run
-from touchstone.reporting.report import write_report
+from touchstone.experiment import load_experiments
+from touchstone.reporting.report import render_report
+from touchstone.reporting.run_folder import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +57,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(run_dir) -> str:
-    paths = write_report(run_dir, run_dir, write_sample_run(run_dir))
+    paths = render_report(load_run(run_dir, write_sample_run(run_dir)), run_dir)
     return paths.html.read_text(encoding="utf-8")
 
 
@@ -105,5 +107,6 @@ def test_no_markdown_is_left_over(page):
 
 
 def test_the_same_ledger_gives_the_same_page(page, run_dir, tmp_path):
-    again = write_report(run_dir, tmp_path)
+    experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
+    again = render_report(load_run(run_dir, experiments), tmp_path)
     assert again.html.read_text(encoding="utf-8") == page

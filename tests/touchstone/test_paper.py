@@ -15,7 +15,8 @@ from touchstone.reporting import paper as papers
 from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
 from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, make_paper, renewed_documents, size_of
 from touchstone.reporting.quotation import QuotationError, fill, quotations
-from touchstone.reporting.report import write_report
+from touchstone.reporting.report import render_report
+from touchstone.reporting.run_folder import load_run
 from touchstone.verify import custody
 from touchstone.verify.verification import verify_run
 
@@ -29,7 +30,7 @@ def sample(tmp_path_factory):
     """A run with its report, and the text of the report by language."""
     folder = tmp_path_factory.mktemp("run")
     experiments = write_sample_run(folder)
-    paths = write_report(folder, folder, experiments)
+    paths = render_report(load_run(folder, experiments), folder)
     texts = {"zh": paths.zh.read_text(encoding="utf-8"), "en": paths.en.read_text(encoding="utf-8")}
     return SimpleNamespace(folder=folder, experiments=experiments, texts=texts)
 

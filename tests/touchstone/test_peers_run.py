@@ -13,7 +13,8 @@ from touchstone.analysis.results import results_of, write_results
 from touchstone.analysis.roofline import fastest, model_work
 from touchstone.analysis.runs import read_runs
 from touchstone.records import EngineFacts
-from touchstone.reporting.report import write_report
+from touchstone.reporting.report import render_report
+from touchstone.reporting.run_folder import load_run
 from touchstone.verify.verification import verify_run
 
 
@@ -23,7 +24,7 @@ def sample(tmp_path_factory):
     experiments = write_peers_run(folder)
     results = results_of(read_runs(folder), experiments)
     write_results(results, folder / "results")
-    paths = write_report(folder, folder, experiments)
+    paths = render_report(load_run(folder, experiments), folder)
     return folder, experiments, {result.test_id: result for result in results}, paths
 
 
@@ -164,7 +165,7 @@ def test_an_engine_that_never_worked_takes_only_its_own_numbers_away(tmp_path):
     experiments = write_peers_run(run, failing=frozenset({"transformers"}))
     results = results_of(read_runs(run), experiments)
     write_results(results, run / "results")
-    assert not write_report(run, run, experiments).faults
+    assert not render_report(load_run(run, experiments), run).faults
     told = next(result for result in results if result.test_id == "5.1@first-token")
     broken = row(told, "transformers")
     assert broken.seconds is None

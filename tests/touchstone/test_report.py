@@ -17,7 +17,7 @@ from touchstone.reporting.context import flatten, report_context, texts_of, view
 from touchstone.reporting.lint import language_number_faults, math_faults, numbers_in, table_faults
 from touchstone.reporting.markdown import TEMPLATES, Glossary, ReportError, markdown_environment
 from touchstone.reporting.numbers import line_ranges, p_value, substitute
-from touchstone.reporting.report import COLUMNS, export_table, lint_report, render_report, verdict_table, write_report
+from touchstone.reporting.report import COLUMNS, export_table, lint_report, render_report, verdict_table
 from touchstone.reporting.run_folder import load_run
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Rendered:
         self.run_dir = run_dir
         self.experiments = write_sample_run(run_dir)
         self.run = load_run(run_dir, self.experiments)
-        self.paths = write_report(run_dir, out_dir, self.experiments)
+        self.paths = render_report(self.run, out_dir)
         self.zh = self.paths.zh.read_text(encoding="utf-8")
         self.en = self.paths.en.read_text(encoding="utf-8")
 
@@ -224,14 +224,14 @@ def test_the_verdict_table_names_every_test_and_its_verdict(rendered):
 
 def test_an_unreadable_ledger_is_refused_by_name(rendered, tmp_path):
     with pytest.raises(LedgerError, match="does not exist"):
-        write_report(tmp_path, tmp_path / "out", rendered.experiments)
+        load_run(tmp_path, rendered.experiments)
 
 
 def test_a_run_without_a_plan_is_refused(rendered, tmp_path):
     line = (rendered.run_dir / LEDGER_NAME).read_bytes().split(b"\n")[0]
     (tmp_path / LEDGER_NAME).write_bytes(line + b"\n")
     with pytest.raises(ReportError, match="no plan"):
-        write_report(tmp_path, tmp_path / "out", rendered.experiments)
+        load_run(tmp_path, rendered.experiments)
 
 
 def test_a_term_is_put_in_only_where_it_is_a_whole_symbol():

@@ -106,14 +106,16 @@ def test_noise_is_half_the_interval_or_else_half_the_range():
 
 def test_all_numbers_of_a_metric_end_on_the_same_digit():
     notation = notation_for(statistics((100.04, 101.96, 103.1), "ms", (100.04, 103.1)))
-    assert notation.with_unit(101.96) == "102.0 ms"
-    assert notation.span(100.04, 103.1) == "[100.0, 103.1] ms"
+    assert notation.write(101.96) == "102.0"
+    assert notation.listing([100.04, 103.1]) == "100.0, 103.1"
     assert notation.listing([100.04, 101.96]) == "100.0, 102.0"
 
 
 def test_small_gigabytes_and_seconds_get_readable_units():
-    assert notation_for(statistics((0.00012, 0.00013, 0.00014), "GB")).with_unit(0.00013) == "130 kB"
-    assert notation_for(statistics((0.0120, 0.0130, 0.0140), "s")).with_unit(0.013) == "13.0 ms"
+    memory = notation_for(statistics((0.00012, 0.00013, 0.00014), "GB"))
+    assert (memory.write(0.00013), memory.scale.symbol) == ("130", "kB")
+    time = notation_for(statistics((0.0120, 0.0130, 0.0140), "s"))
+    assert (time.write(0.013), time.scale.symbol) == ("13.0", "ms")
     assert scale_for("GB", 18.2).symbol == "GB"
     assert scale_for("s", 1.5).symbol == "s"
 

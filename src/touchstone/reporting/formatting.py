@@ -25,11 +25,6 @@ class Scale:
     factor: float
     symbol: str
 
-    @property
-    def suffix(self) -> str:
-        """The symbol with the space before it; empty for a pure number."""
-        return f" {self.symbol}" if self.symbol else ""
-
 
 _S_SCALES = ((0.1, Scale(1.0, "s")), (0.0, Scale(1e3, "ms")))
 # A tiny model has no fraction of a GB that anyone reads: the largest unit that leaves a digit before the point.
@@ -134,14 +129,6 @@ class Notation:
     def write(self, value: float) -> str:
         """Write the value without its unit."""
         return fixed(value * self.scale.factor, self.place)
-
-    def with_unit(self, value: float) -> str:
-        """Write the value with its unit."""
-        return self.write(value) + self.scale.suffix
-
-    def span(self, low: float, high: float) -> str:
-        """Write a range in brackets, with the unit."""
-        return f"[{self.write(low)}, {self.write(high)}]{self.scale.suffix}"
 
     def listing(self, values: Iterable[float]) -> str:
         """Write values after one another, without unit."""

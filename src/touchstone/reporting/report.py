@@ -78,23 +78,11 @@ class ReportPaths:
     faults: tuple[str, ...]
 
 
-def write_report(run_dir: Path, out_dir: Path, experiments: Mapping[str, Experiment] | None = None) -> ReportPaths:
+def render_report(run: Run, out_dir: Path) -> ReportPaths:
     """Render `report.zh.md`, `report.en.md`, `report.html` and `figures/*.svg`; the same ledger gives the same bytes.
 
-    `experiments` maps plan ids to declarations; without it the repository's bench files are used. LedgerError,
-    ReportError or FigureError name what cannot be read or printed.
+    ReportError or FigureError name what cannot be printed.
     """
-    return render_report(_load(run_dir, experiments), out_dir)
-
-
-def _load(run_dir: Path, experiments: Mapping[str, Experiment] | None) -> Run:
-    if experiments is None:
-        experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
-    return load_run(run_dir, experiments)
-
-
-def render_report(run: Run, out_dir: Path) -> ReportPaths:
-    """Render the report of a run that has been read."""
     out_dir.mkdir(parents=True, exist_ok=True)
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
     environments = {language: markdown_environment(language, glossary) for language in LANGUAGES}
@@ -154,6 +142,12 @@ def export_table(
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _load(run_dir: Path, experiments: Mapping[str, Experiment] | None) -> Run:
+    if experiments is None:
+        experiments = {experiment.plan_id: experiment for experiment in load_experiments()}
+    return load_run(run_dir, experiments)
 
 
 def _rows(result: Result) -> Iterator[dict[str, Scalar]]:
