@@ -7,17 +7,24 @@ from pathlib import Path
 import pytest
 
 from tests.touchstone.report_sample import write_sample_run
-from touchstone import cli
+from touchstone import cli, run_command
 from touchstone.analysis.statistics import StatisticsError
 from touchstone.cli import main
 
 ONE = ("--profile", "smoke", "--device", "cpu", "--only", "1.1")
 
 
+@pytest.fixture(scope="module")
+def environment():
+    """This machine, looked at once."""
+    return run_command.capture()
+
+
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(monkeypatch, capsys, tmp_path, environment):
     """Run the command line in this process, in an empty folder, and return (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_command, "capture", lambda **_: environment)
     for console in (cli._console, cli._errors):
         monkeypatch.setattr(console, "_width", 200)
 
