@@ -67,16 +67,7 @@ def plan_run(
     directory = _absolute(options.out or results / profile.value)
     environment = capture(output=directory)
     _check_device(device, environment, chosen=options.device is not None)
-    request = RunRequest(
-        profile=profile,
-        engine=options.engine,
-        device=device,
-        dtype=options.dtype or ("float16" if device.startswith("cuda") else "float32"),
-        seed=options.seed,
-        only=options.only,
-        peers=options.peers,
-        engine_options=options.engine_options,
-    )
+    request = _request(options, profile, device)
     check_request(request, experiments, capabilities)
     named = None if options.model is None else choose_model(options.model, device, directory)
     if workshop is None:  # nothing is touched before the command is known to be good
@@ -97,6 +88,19 @@ def plan_run(
         model=model,
         directory=directory,
         memory_tests=frozenset(experiment.plan_id for experiment in experiments if experiment.measure_memory),
+    )
+
+
+def _request(options: RunOptions, profile: Profile, device: str) -> RunRequest:
+    return RunRequest(
+        profile=profile,
+        engine=options.engine,
+        device=device,
+        dtype=options.dtype or ("float16" if device.startswith("cuda") else "float32"),
+        seed=options.seed,
+        only=options.only,
+        peers=options.peers,
+        engine_options=options.engine_options,
     )
 
 
