@@ -289,7 +289,7 @@ class ModelSpec(Record):
 class UnitPlan(Record):
     """What one fresh process does for one test: which arms in which order, how many timed repetitions, which seed.
 
-    Units of one `shared_process`, a test and the points of its sweep, are measured by one process, one after the other.
+    Units of one `shared_process` are measured by one process, one after the other.
     """
 
     unit_id: str
