@@ -10,6 +10,7 @@ an NVIDIA GPU the build without CUDA is preferred, because it is twenty times sm
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -295,6 +296,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # It takes no arguments; one that is given, `--help` above all, must not install anything.
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         main()
     except InstallError as error:

@@ -82,4 +82,7 @@ def main(upgrade: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except subprocess.CalledProcessError as error:  # pip-compile has said why
+        sys.exit(f"error: pip-compile ended with {error.returncode}; correct the arguments or pyproject.toml")

@@ -1,10 +1,14 @@
 """The tools tell bad input in a sentence, as the command line does."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tools import paper, soak
+
+TOOLS = Path(paper.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,13 @@ def test_a_soak_that_cannot_begin_is_told_with_status_2(monkeypatch, capsys, arg
         soak.main()
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["install.py", "export_schemas.py"])
+def test_a_tool_without_arguments_does_nothing_when_it_is_given_one(tool):
+    for argument, status in (("--help", 0), ("--bogus", 2)):
+        done = subprocess.run([sys.executable, TOOLS / tool, argument], capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert "usage: " in done.stdout + done.stderr
+        assert "Installing" not in done.stdout
+        assert "schema.json" not in done.stdout
