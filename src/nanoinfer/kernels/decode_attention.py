@@ -34,7 +34,9 @@ FULL_PROGRAMS = 8  # whole contexts a multiprocessor; beyond, cutting them only 
 PROGRAMS_PER_MULTIPROCESSOR = 18  # parts: three times as many as run at the same time, so that they end together
 SPREAD_PROGRAMS = 4  # what a few contexts are cut for, where equal ends matter less than few parts
 LEAST_CUTS, MOST_CUTS = 8, 32  # bounds of how often a context may be cut
-PRELOADING_ROWS = 4  # up to here the device has registers to spare for a part's first tile
+SMALL_PROGRAMS = 2  # whole contexts a multiprocessor; up to here parts are few and long ...
+PROGRAMS_AT_ONCE = 6  # ... as many as run at the same time
+PRELOADING_ROWS = 16  # up to here the device has registers to spare for a part's first tile
 ROWS_AT_ONCE = 256  # contexts that a program looks at together
 COUNTERS = 2**17  # (sequence, KV head) pairs of a launch
 
@@ -82,12 +84,14 @@ def context_cuts(batch_size: int, num_kv_heads: int, multiprocessors: int, *, sp
 
     Where most rows may be no sequences, those that are may be few: then they have to be cut to fill the device.
     """
-    pairs = batch_size * num_kv_heads
-    even_parts = max(1, multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_kv_heads)
+    pairs, programs = batch_size * num_kv_heads, PROGRAMS_PER_MULTIPROCESSOR
+    if pairs > multiprocessors * FULL_PROGRAMS and not sparse:
+        return WHOLE
+    if pairs <= multiprocessors * SMALL_PROGRAMS and not sparse:
+        programs = PROGRAMS_AT_ONCE
+    even_parts = max(1, multiprocessors * programs // num_kv_heads)
     if sparse:
         return Cuts(even_parts, MOST_CUTS)
-    if pairs > multiprocessors * FULL_PROGRAMS:
-        return WHOLE
     spread = multiprocessors * SPREAD_PROGRAMS // pairs
     return Cuts(even_parts, min(max(spread, LEAST_CUTS), MOST_CUTS))
 

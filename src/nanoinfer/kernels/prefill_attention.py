@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SHORT_QUERY = 512  # up to here much of a tile is masked, and smaller tiles waste less
+SHORT_QUERY = 2048  # up to here much of a tile is masked, and smaller tiles waste less
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nanoinfer.kernels.reference import DecodeRows
     from nanoinfer.model.config import ModelConfig
 
-FEW_ROWS = 4  # up to here a product's time is that of reading its weights, and launches are what is left to save
+FEW_ROWS = 2  # up to here a product's time is that of reading its weights, and launches are what is left to save
 MIN_TRITON_HEAD_DIM = 16  # the shortest inner dimension of tl.dot
 
 

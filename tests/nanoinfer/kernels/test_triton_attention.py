@@ -149,7 +149,14 @@ def test_more_contexts_than_are_looked_at_together_find_their_parts(device, monk
 
 @pytest.mark.parametrize(
     ("batch_size", "expected"),
-    [(1, Cuts(297, 32)), (4, Cuts(297, 16)), (16, Cuts(297, 8)), (132, Cuts(297, 8)), (133, Cuts(1, 1))],
+    [
+        (1, Cuts(99, 32)),
+        (4, Cuts(99, 16)),
+        (33, Cuts(99, 8)),
+        (34, Cuts(297, 8)),
+        (132, Cuts(297, 8)),
+        (133, Cuts(1, 1)),
+    ],
 )
 def test_contexts_are_cut_until_the_device_is_full(batch_size, expected):
     assert context_cuts(batch_size, 8, 132) == expected
