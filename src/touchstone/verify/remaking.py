@@ -6,6 +6,7 @@ checks the numbers has loaded nothing of what made them.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -54,4 +55,5 @@ class Remaking:
 def _make_again(sender: Connection, run_dir: Path, experiments: Mapping[str, Experiment]) -> None:
     from touchstone.verify import again  # noqa: PLC0415  only this process may load what made the report
 
+    gc.disable()  # it goes through millions of numbers over and over, and nothing is freed before the process ends
     sender.send(again.made_again(run_dir, experiments))

@@ -251,6 +251,7 @@ def test_any_edit_of_any_file_is_found_and_the_file_named(run, quick, part):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three hundred whole verifications, on a machine that may be busy
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("seed", range(5))
 def test_any_of_many_edits_is_found_and_the_file_named(run, quick, part, seed):
