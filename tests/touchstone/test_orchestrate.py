@@ -14,7 +14,7 @@ import pytest
 
 from touchstone.experiment import Axis, Measure, Point, Profile, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
-from touchstone.records import ArmSpec, Attempt, EntryKind, RunEvent
+from touchstone.records import ArmSpec, Attempt, DeviceWork, EntryKind, RunEvent
 from touchstone.running import orchestrate, worker
 from touchstone.running.orchestrate import (
     INTERRUPTED,
@@ -333,10 +333,50 @@ def test_engines_are_gone_before_the_next_ones_are_built_and_kept_for_a_unit_tha
     assert closed == [False, False]
 
 
+def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tmp_path, monkeypatch):
+    """A profiler leaves memory and hooks behind, which would be measured with the next unit."""
+    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+
+    told = []
+
+    class Profiling(FakeEngine):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.capabilities = replace(self.capabilities, profiles_devices=True)
+
+        def generate(self, requests, *, concurrency=None):
+            told.append(("timed", self.options.get("size")))
+            return super().generate(requests, concurrency=concurrency)
+
+        def profile(self, requests, *, concurrency=None):
+            told.append(("profiled", self.options.get("size")))
+            return (DeviceWork(device="d", span_ns=len(requests), busy_ns=1, communication_ns=concurrency or 0),)
+
+    monkeypatch.setattr(worker, "build_engine", Profiling)
+    one, two, other = (
+        worker_request(fake, tmp_path, name).model_copy(
+            update={"profile_devices": True, "read_canary": False, "options": {"size": size}}
+            | {"result_file": str(tmp_path / f"{name}.json")}
+        )
+        for name, size in (("one", 1), ("two", 1), ("other", 2))
+    )
+    worker._work_off([one, two, other])
+    assert list(dict.fromkeys(told)) == [("timed", 1), ("profiled", 1), ("timed", 2), ("profiled", 2)]
+    assert told.count(("profiled", 1)) == 2
+    first_profile = told.index(("profiled", 1))
+    assert ("timed", 1) not in told[first_profile:]
+    for request in (one, two, other):
+        result = worker.WorkerResult.model_validate_json(Path(request.result_file).read_bytes())
+        assert result.reason is None
+        assert result.device_work is not None
+        assert result.measurements
+
+
 def worker_request(fake, directory, *arms):
-    """Ask for engines of two colours by these names."""
+    """Ask for engines by these names, of a colour each; one alone for a unit that compares nothing."""
     unit = fake.make_run(directory / arms[0], [fake.experiment("2.1", paired=True)]).plan.units[0]
-    colours = zip(arms, ("red", "blue"), strict=True)
+    unit = unit.model_copy(update={"arm_order": arms})
+    colours = zip(arms, ("red", "blue"), strict=False)
     return WorkerRequest(
         unit=unit,
         engine="fake_engine",

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -38,7 +39,7 @@ from touchstone.trace import store_trace, what_is_wrong
 from touchstone.workload import all_at_once, at_rate, build, derive_seed, of_arm, with_short_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from touchstone.canary import MachineCanaries
     from touchstone.engines.base import Engine, GenerationRequest, ProfilingEngine
@@ -104,15 +105,34 @@ def main() -> None:
 
 
 def _work_off(requests: Sequence[WorkerRequest]) -> None:
+    """Measure every unit, and profile those that ask for it once nothing more is timed on their engines.
+
+    A profiler leaves memory and hooks behind in its process, and what is measured after it would have both.
+    """
     with Engines() as engines:
         canaries = _canaries(requests)  # before the engines, whose memory is measured
+        to_profile: list[tuple[WorkerRequest, WorkerResult]] = []
         for request in requests:
-            _work(request, engines, canaries)
+            if not engines.serve(request):
+                _profile(to_profile, engines)
+            result = _attempt(partial(run_unit, request, engines, canaries), engines)
+            if request.profile_devices and result.reason is None:
+                to_profile.append((request, result))
+            else:
+                _hand_over(request, result)
+        _profile(to_profile, engines)
 
 
-def _work(request: WorkerRequest, engines: Engines, canaries: MachineCanaries | None) -> None:
+def _profile(measured: list[tuple[WorkerRequest, WorkerResult]], engines: Engines) -> None:
+    """Add to each result what the devices did in one more run, and hand it over."""
+    for request, result in measured:
+        _hand_over(request, _attempt(partial(_with_device_work, request, result, engines), engines))
+    measured.clear()
+
+
+def _attempt(work: Callable[[], WorkerResult], engines: Engines) -> WorkerResult:
     try:
-        result = run_unit(request, engines, canaries)
+        return work()
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001  whatever an engine raises makes this attempt invalid, with its reason
@@ -120,7 +140,10 @@ def _work(request: WorkerRequest, engines: Engines, canaries: MachineCanaries | 
             traceback.print_exc()
         engines.close()  # what raised is not trusted with the next unit
         reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-        result = WorkerResult(engine=None, startup_s=None, measurements=(), reason=reason)
+        return WorkerResult(engine=None, startup_s=None, measurements=(), reason=reason)
+
+
+def _hand_over(request: WorkerRequest, result: WorkerResult) -> None:
     atomic_write(Path(request.result_file), canonical_json(result))
 
 
@@ -138,8 +161,12 @@ def run_unit(request: WorkerRequest, engines: Engines, canaries: MachineCanaries
         measurements=measurements,
         reason=bench.reason,
         repeated=repeated,
-        device_work=_device_work(request, by_arm) if request.profile_devices else None,
     )
+
+
+def _with_device_work(request: WorkerRequest, result: WorkerResult, engines: Engines) -> WorkerResult:
+    by_arm, _ = engines.of(request)
+    return result.model_copy(update={"device_work": _device_work(request, by_arm)})
 
 
 class Engines:
@@ -157,8 +184,8 @@ class Engines:
 
     def of(self, request: WorkerRequest) -> tuple[dict[str, Engine], float | None]:
         """Return the engines of a unit, and the seconds that building them took; None where they were there."""
-        specs = {arm.name: _spec(request, arm) for arm in request.arms}
-        if list(specs.values()) == list(self._specs.values()):
+        specs = _specs(request)
+        if self.serve(request):
             self._specs, self._engines = specs, dict(zip(specs, self._engines.values(), strict=True))
             return self._engines, None
         self.close()
@@ -167,6 +194,10 @@ class Engines:
             self._engines[name] = build_engine(spec)
         self._specs = specs
         return self._engines, seconds_since(begin_ns)
+
+    def serve(self, request: WorkerRequest) -> bool:
+        """Whether the engines that are there are those that a unit wants, whatever its arms are called."""
+        return list(_specs(request).values()) == list(self._specs.values())
 
     def close(self) -> None:
         """Release every engine, the last one first, and what it held of the device: the next one sizes itself by that.
@@ -193,6 +224,10 @@ def schedule(unit: UnitPlan) -> Iterator[tuple[int, int, str]]:
     num_arms = len(set(unit.arm_order))
     for position, arm in enumerate(unit.arm_order * unit.num_repetitions):
         yield position, position // num_arms, arm
+
+
+def _specs(request: WorkerRequest) -> dict[str, EngineSpec]:
+    return {arm.name: _spec(request, arm) for arm in request.arms}
 
 
 def _spec(request: WorkerRequest, arm: ArmSpec) -> EngineSpec:
