@@ -64,7 +64,8 @@ def plan_scaling(num_gpus: int, folder: Path, only: tuple[str, ...] = TESTS) -> 
     shape.mkdir(parents=True, exist_ok=True)
     (shape / "config.json").write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
     model = ChosenModel(ModelSpec(source="made on the spot", weights="synthetic", note=None), shape, None)
-    request = RunRequest(Profile.SMOKE, "nanoinfer", "cuda", "float16", 0, only)
+    device = "cuda" if num_gpus else "cpu"
+    request = RunRequest(Profile.SMOKE, "nanoinfer", device, "float16", 0, only)
     plan = make_plan(request, experiments, machine(num_gpus), model, capabilities)
     return plan, {experiment.plan_id: experiment for experiment in experiments}
 
