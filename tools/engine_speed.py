@@ -486,7 +486,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     record |= {"options": options, "peaks": asdict(peaks), "timings": []}
     print(f"{record['device']}, torch {torch.__version__}, {options}, {peaks}", flush=True)
     with LLM(str(folder), prefix_cache=False, **options) as llm:
-        print(f"{llm.cuda_graphs}, {llm.memory()}", flush=True)
+        print(f"{llm.cuda_graphs}, {llm.memory_by_device()}", flush=True)
         for section in chosen:
             for name in PROMPTS if section == "ttft" else [section] if section in WORKLOADS else []:
                 record["timings"].append(asdict(time_workload(name, llm, arguments.repeats, peaks)))

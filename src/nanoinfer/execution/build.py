@@ -173,14 +173,17 @@ class _Needs:
 def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> _Needs:
     """Run the largest step once, and capture a few graphs, on CUDA with a pool of one block.
 
-    Every row works in one block, because only sizes matter; all rows sample with every restriction.
+    Every row works in one block, because only sizes matter; all rows sample with every restriction. What counts is
+    what the allocator takes of the device: more than the tensors, because it cuts memory into pieces.
     """
     runner = _make_runner(model, ops, sizes.make_pool(0), config, limit)
     torch.cuda.synchronize(sizes.device)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(sizes.device)
-    before = torch.cuda.memory_allocated(sizes.device)
+    before = torch.cuda.memory_allocated(sizes.device), torch.cuda.memory_reserved(sizes.device)
     runner.launch(_largest_step(config, limit)).tokens()
-    activations = torch.cuda.max_memory_allocated(sizes.device) - before
+    tensors = torch.cuda.max_memory_allocated(sizes.device) - before[0]
+    activations = max(tensors, torch.cuda.max_memory_reserved(sizes.device) - before[1])
     graphs = _foresee_graphs(runner, graph_sizes(config, limit)) if config.cuda_graphs else 0
     return _Needs(activations, graphs)
 

@@ -28,7 +28,7 @@ class MemoryFacts:
     kv_pool_bytes            the whole KV pool, the block for padding included
     kv_block_bytes           one block, keys and values of all layers
     kv_used_peak_bytes       most blocks in use at the same time, in bytes
-    activations_peak_bytes   peak of temporaries in the largest step, measured before the pool was made (CUDA only)
+    activations_peak_bytes   taken for temporaries of the largest step, measured before the pool was made (CUDA only)
     cuda_graphs_bytes        what their capture took, the driver's share included; None where none were captured
     """
 
