@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -21,7 +22,7 @@ import torch
 from nanoinfer.execution.batch import BatchShape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -141,6 +142,18 @@ class Graphs(Generic[Size]):
         return work
 
 
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep the garbage collector away from a capture: to destroy a graph of an engine that has ended would break it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 class CudaRecorder:
     """Captures work into CUDA graphs that share one memory pool, because only one of them runs at a time.
 
@@ -155,25 +168,20 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
-        """Run work once, so that everything it needs is compiled and loaded, then capture it.
-
-        Nothing may be collected meanwhile: to destroy a graph of an engine that has ended would break the capture.
-        """
+        """Run work once, so that everything it needs is compiled and loaded, then capture it."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()
             torch.cuda.synchronize(self._device)
             free_before = torch.cuda.mem_get_info(self._device)[0]
-            graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
-            gc.disable()
-            # Not the context manager `torch.cuda.graph`: that empties the allocator's cache before each capture.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-                if collects:
-                    gc.enable()
+            graph = torch.cuda.CUDAGraph()
+            with _nothing_collected():
+                # Not the context manager `torch.cuda.graph`: that empties the allocator's cache before each capture.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
             self.taken_bytes.append(free_before - torch.cuda.mem_get_info(self._device)[0])
         return graph.replay
 
