@@ -12,6 +12,7 @@ from weakref import WeakSet
 import psutil
 import pytest
 
+from touchstone.engines.base import EngineError
 from touchstone.experiment import Axis, Measure, Point, Profile, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
 from touchstone.records import ArmSpec, Attempt, DeviceWork, EntryKind, RunEvent
@@ -331,6 +332,25 @@ def test_engines_are_gone_before_the_next_ones_are_built_and_kept_for_a_unit_tha
     gc.collect()
     assert len(living) == 0
     assert closed == [False, False]
+
+
+def test_an_engine_that_refuses_to_start_is_asked_once_for_all_units_of_a_process(fake, tmp_path, monkeypatch):
+    asked = []
+
+    def build(spec):
+        asked.append(spec.options)
+        raise EngineError("a library is missing")
+
+    monkeypatch.setattr(worker, "build_engine", build)
+    request = worker_request(fake, tmp_path, "one")
+    with worker.Engines() as engines:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="a library is missing"):
+                engines.of(request)
+        assert len(asked) == 1
+        with pytest.raises(EngineError):
+            engines.of(request.model_copy(update={"options": {"size": 2}}))
+        assert len(asked) == 2
 
 
 def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ this process, where a user of vLLM first sees it.
 from __future__ import annotations
 
 import gc
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ class VllmEngine:
         return EngineFacts(
             name="vllm",
             version=version("vllm"),
-            settings={"device": self._spec.device} | settings_in_force(self._llm.llm_engine.vllm_config),
+            settings={"device": self._spec.device}
+            | settings_in_force(self._llm.llm_engine.vllm_config)
+            | switches_set(os.environ),
             model=model_facts(self._config, self._spec.dtype),
         )
 
@@ -191,6 +194,11 @@ def settings_in_force(config: Any) -> dict[str, Scalar]:  # noqa: ANN401  a Vllm
         "tensor_parallel_size": parallel.tensor_parallel_size,
     }
     return {name: _scalar(value) for name, value in told.items()}
+
+
+def switches_set(variables: Mapping[str, str]) -> dict[str, Scalar]:
+    """Pick the environment variables by which vLLM's users choose other kernels; paths and logging are no settings."""
+    return {name: value for name, value in sorted(variables.items()) if name.startswith("VLLM_USE_")}
 
 
 def _scalar(value: object) -> Scalar:

@@ -170,11 +170,16 @@ def _with_device_work(request: WorkerRequest, result: WorkerResult, engines: Eng
 
 
 class Engines:
-    """The engines of the process by arm: kept while the next unit wants the same ones, else closed before its own."""
+    """The engines of the process by arm: kept while the next unit wants the same ones, else closed before its own.
+
+    Engines that refused to start are not started again for the next unit of the process: that can take half a minute
+    each time, and the units have another attempt in a process of their own.
+    """
 
     def __init__(self) -> None:
         self._specs: dict[str, EngineSpec] = {}
         self._engines: dict[str, Engine] = {}
+        self._refused: tuple[list[EngineSpec], EngineError] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -189,9 +194,16 @@ class Engines:
             self._specs, self._engines = specs, dict(zip(specs, self._engines.values(), strict=True))
             return self._engines, None
         self.close()
+        wanted = list(specs.values())
+        if self._refused is not None and self._refused[0] == wanted:
+            raise self._refused[1]
         begin_ns = now_ns()
-        for name, spec in specs.items():
-            self._engines[name] = build_engine(spec)
+        try:
+            for name, spec in specs.items():
+                self._engines[name] = build_engine(spec)
+        except EngineError as error:
+            self._refused = wanted, error
+            raise
         self._specs = specs
         return self._engines, seconds_since(begin_ns)
 

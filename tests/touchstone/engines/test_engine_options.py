@@ -72,6 +72,11 @@ def test_the_settings_of_vllm_are_told_in_our_words():
     assert told["tensor_parallel_size"] == 2
 
 
+def test_switches_of_vllm_in_the_environment_are_told_and_paths_are_not():
+    variables = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_CACHE_ROOT": "/a/place", "HOME": "/b"}
+    assert vllm.switches_set(variables) == {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+
 def test_nano_vllm_refuses_a_type_that_its_config_does_not_name():
     asked = EngineSpec("nano-vllm", "folder", "cuda", "float16")
     with pytest.raises(EngineError, match="use --dtype bfloat16"):
