@@ -99,7 +99,8 @@ class Engine(Protocol):
         """Run the requests to their end and tell what happened.
 
         `concurrency` bounds how many are in flight: 1 is one after the other, a request arriving when the one before
-        has ended; None submits each at its arrival time. Timing follows `touchstone.clock.timed_region`.
+        has ended; None submits each at its arrival time, which the trace repeats: what an engine does before it takes
+        a request is time that its user waits. Timing follows `touchstone.clock.timed_region`.
         """
         ...
 

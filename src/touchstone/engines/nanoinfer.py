@@ -119,7 +119,7 @@ class NanoinferEngine:
         times = sorted({time for output in outputs for time in output.facts.token_times_ns})
         index_of = {time: index for index, time in enumerate(times)}
         traces = tuple(
-            _request_trace(request, output, index_of, region.begin_ns)
+            _request_trace(request, output, index_of, region.begin_ns, planned=concurrency is None)
             for request, output in zip(requests, outputs, strict=True)
         )
         return Trace(
@@ -265,12 +265,13 @@ def _sampling(request: GenerationRequest) -> SamplingParams:
 
 
 def _request_trace(
-    request: GenerationRequest, output: RequestOutput, index_of: Mapping[int, int], begin_ns: int
+    request: GenerationRequest, output: RequestOutput, index_of: Mapping[int, int], begin_ns: int, *, planned: bool
 ) -> RequestTrace:
+    """Tell what happened to a request; one whose arrival was planned arrived then, however late it was handed over."""
     facts = output.facts
     return RequestTrace(
         request_id=request.request_id,
-        arrival_ns=facts.arrival_ns - begin_ns,
+        arrival_ns=request.arrival_ns if planned else facts.arrival_ns - begin_ns,
         scheduled_ns=None if facts.scheduled_ns is None else facts.scheduled_ns - begin_ns,
         prompt_tokens=facts.num_prompt_tokens,
         cached_tokens=facts.num_cached_tokens,
