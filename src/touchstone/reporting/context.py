@@ -90,7 +90,7 @@ def _environment(run: Run) -> dict[str, object]:
         "hardware": hardware_rows(run.environment.hardware),
         "software": software_rows(run.environment.software, run.environment.source),
         "model": model_rows(run.plan, run.engine),
-        "settings": run_rows(run.plan, run.engine),
+        "settings": run_rows(run.plan, run.attempts),
         "workloads": workloads,
         "engine_name": run.engine.name if run.engine is not None else run.plan.engine,
         "profile": Code(run.plan.profile),

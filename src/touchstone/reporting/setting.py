@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from touchstone.experiment import Bilingual
@@ -10,9 +11,10 @@ from touchstone.reporting.formatting import exact, percent
 from touchstone.reporting.values import NOTHING, Amount, Code, Printable, Row, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from touchstone.records import (
+        Attempt,
         EngineFacts,
         Gpu,
         Hardware,
@@ -111,17 +113,26 @@ def model_note(plan: RunPlan) -> Printable | None:
     return Bilingual(plan.model.note, plan.model.note_zh)
 
 
-def run_rows(plan: RunPlan, engine: EngineFacts | None) -> tuple[Row, ...]:
+def run_rows(plan: RunPlan, attempts: Sequence[Attempt]) -> tuple[Row, ...]:
     """Describe the run: engine, profile, device, seed, and the engine settings in force."""
-    name = Code(f"{engine.name} {engine.version}" if engine is not None else plan.engine)
-    settings = engine.settings if engine is not None else plan.engine_options
+    told = [attempt.engine for attempt in attempts if attempt.engine is not None]
+    name = Code(f"{told[0].name} {told[0].version}" if told else plan.engine)
+    settings = [each.settings for each in told if each.name == told[0].name] or [plan.engine_options]
     return (
         Row(Term("engine"), name),
         Row(Term("profile"), Code(plan.profile)),
         Row(Term("device"), Code(plan.device)),
         Row(Term("seed"), plan.seed),
-        *(Row(Code(key), scalar(value)) for key, value in settings.items()),
+        *(Row(Code(key), Code(" / ".join(values))) for key, values in _values(settings).items()),
     )
+
+
+def _values(settings: Iterable[Mapping[str, Scalar]]) -> dict[str, list[str]]:
+    """Collect the values of each setting, whatever arm it was of: tests build the engine in several ways."""
+    values: dict[str, dict[str, None]] = {}
+    for name, value in chain.from_iterable(each.items() for each in settings):
+        values.setdefault(name.rpartition(".")[2], {})[scalar(value).text] = None
+    return {name: list(seen) for name, seen in values.items()}
 
 
 def workload_rows(tests: Sequence[PlannedTest]) -> tuple[WorkloadRow, ...]:
