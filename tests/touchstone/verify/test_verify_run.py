@@ -90,6 +90,17 @@ def test_a_record_without_the_fields_that_have_a_default_is_verified_too(run, tm
     assert all(outcome.passed for outcome in outcomes)
 
 
+def test_settings_that_tests_changed_are_known_to_be_the_engines(run, tmp_path):
+    story = Story.read(run.folder)
+    last = [entry["body"] for entry in story.entries if entry["kind"] == "attempt" and entry["body"]["engine"]][-1]
+    last["engine"]["settings"]["num_kv_blocks"] = 77_713
+    folder = story.write(tmp_path / "run")
+    again.make(folder, folder, run.experiments)
+    assert "77713" in (folder / "report.en.md").read_text(encoding="utf-8")
+    outcomes = verify_run(folder, run.experiments, remake=False)
+    assert [str(fault) for outcome in outcomes for fault in outcome.faults] == []
+
+
 def test_a_report_that_cannot_be_made_again_is_a_fault_and_no_crash(run, tmp_path):
     copy = shutil.copytree(run.folder, tmp_path / "copy")
     first, *_ = sorted((copy / "traces").iterdir())
