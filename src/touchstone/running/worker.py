@@ -179,7 +179,7 @@ class Engines:
     def __init__(self) -> None:
         self._specs: dict[str, EngineSpec] = {}
         self._engines: dict[str, Engine] = {}
-        self._refused: tuple[list[EngineSpec], EngineError] | None = None
+        self._refused: tuple[list[EngineSpec], str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -196,13 +196,13 @@ class Engines:
         self.close()
         wanted = list(specs.values())
         if self._refused is not None and self._refused[0] == wanted:
-            raise self._refused[1]
+            raise EngineError(self._refused[1])
         begin_ns = now_ns()
         try:
             for name, spec in specs.items():
                 self._engines[name] = build_engine(spec)
         except EngineError as error:
-            self._refused = wanted, error
+            self._refused = wanted, str(error)  # the error itself would keep what was half built
             raise
         self._specs = specs
         return self._engines, seconds_since(begin_ns)

@@ -1,7 +1,5 @@
 """Ranks that write into each other's memory: two processes with shared memory stand for two GPUs."""
 
-import multiprocessing
-
 import pytest
 import torch
 
@@ -9,39 +7,26 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("the interpreter's turn; several GPUs are tested as engines", allow_module_level=True)
 from nanoinfer.kernels.push_sum import WORDS, push_sum
+from tests.nanoinfer.kernels.two_ranks import RANKS, assert_sums, sums_of_both
 
 SIZES = (6, 2 * WORDS + 90, 2, 2 * WORDS + 90)
-RANKS = 2
 
 
 def part(rank, size, dtype):
     return torch.randn(size, generator=torch.Generator().manual_seed(1000 * rank + size)).to(dtype)
 
 
-def add_up(rank, received, dtype, results):
-    torch.set_num_threads(1)
+def add_up(rank, received, dtype):
     addresses = torch.tensor([one.data_ptr() for one in received])
     counts = torch.zeros(received[rank].shape[2] // WORDS, dtype=torch.int32)
-    sums = [push_sum(part(rank, size, dtype), received[rank], addresses, counts, rank=rank) for size in SIZES]
-    results.put((rank, [total.float().tolist() for total in sums]))
+    for size in SIZES:
+        yield push_sum(part(rank, size, dtype), received[rank], addresses, counts, rank=rank)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_rank_gets_the_same_sum_of_all_parts_whatever_the_sizes_that_follow_each_other(dtype):
-    forked = multiprocessing.get_context("fork")  # the address of shared memory is then the same in both
     received = [torch.zeros(2, RANKS, 4 * WORDS, dtype=torch.int64).share_memory_() for _ in range(RANKS)]
-    results = forked.Queue()
-    processes = [forked.Process(target=add_up, args=(rank, received, dtype, results)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert found[0] == found[1]
-    for size, total in zip(SIZES, found[0], strict=True):
-        exact = sum(part(rank, size, dtype).float() for rank in range(RANKS))
-        # the interpreter cuts bfloat16 off where a GPU rounds
-        torch.testing.assert_close(torch.tensor(total), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert_sums(sums_of_both(add_up, received, dtype), part, SIZES, dtype)
 
 
 def test_a_message_beyond_its_place_is_refused():

@@ -1,7 +1,5 @@
 """Ranks that read and write each other's memory: two processes with shared memory stand for two GPUs."""
 
-import multiprocessing
-
 import pytest
 import torch
 
@@ -10,8 +8,8 @@ if torch.cuda.is_available():
     pytest.skip("the interpreter's turn; several GPUs are tested as engines", allow_module_level=True)
 from nanoinfer.execution.symmetric import Pushes, Shares, _own_memory
 from nanoinfer.kernels.share_sum import PROGRAMS, TILE_BYTES, share_sum
+from tests.nanoinfer.kernels.two_ranks import RANKS, assert_sums, sums_of_both
 
-RANKS = 2
 BYTES = (32, 5 * TILE_BYTES + 48, 16, 5 * TILE_BYTES + 48)  # one unit leaves the second rank no share
 
 
@@ -24,38 +22,23 @@ def place(buffer, num_bytes, dtype):
     return buffer[:num_bytes].view(dtype)
 
 
-def add_up(rank, buffers, flags, dtype, results):
-    torch.set_num_threads(1)
+def add_up(rank, buffers, flags, dtype):
     addresses = torch.tensor([one.data_ptr() for one in buffers])
     flag_addresses = torch.tensor([one.data_ptr() for one in flags])
     counts = torch.zeros(flags[rank].shape[1], dtype=torch.int32)
-    sums = []
     for num_bytes in BYTES:
         x = place(buffers[rank], num_bytes, dtype)
         x.copy_(part(rank, num_bytes, dtype))
         share_sum(x, addresses, flags[rank], flag_addresses, counts, rank=rank)
-        sums.append(x.float().tolist())
-    results.put((rank, sums))
+        yield x
 
 
 @pytest.mark.parametrize("programs", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_every_rank_finds_the_same_sum_of_all_parts_in_place(dtype, programs):
-    forked = multiprocessing.get_context("fork")  # the address of shared memory is then the same in both
     buffers = [torch.zeros(max(BYTES), dtype=torch.uint8).share_memory_() for _ in range(RANKS)]
     flags = [torch.zeros(RANKS, programs, dtype=torch.int32).share_memory_() for _ in range(RANKS)]
-    results = forked.Queue()
-    processes = [forked.Process(target=add_up, args=(rank, buffers, flags, dtype, results)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert found[0] == found[1]
-    for num_bytes, total in zip(BYTES, found[0], strict=True):
-        exact = sum(part(rank, num_bytes, dtype).float() for rank in range(RANKS))
-        # the interpreter cuts bfloat16 off where a GPU rounds
-        torch.testing.assert_close(torch.tensor(total), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert_sums(sums_of_both(add_up, buffers, flags, dtype), part, BYTES, dtype)
 
 
 def alone(x):
