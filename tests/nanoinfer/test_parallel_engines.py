@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,9 +82,11 @@ def check_tokens(llm, model, ragged, one):
 def test_two_ranks_give_the_tokens_of_one_process_until_one_is_killed(tiny, ragged, one):
     options = {"scheduling": "mixed", "overlap": True, "max_num_batched_tokens": 13}
     llm = LLM(tiny("qwen3").folder, **OPTIONS, **options, tensor_parallel_size=2)
-    pids = all_processes(llm)
+    pids, port = all_processes(llm), llm._engine.execution.ranks.host.meeting.port
     check_tokens(llm, tiny("qwen3"), ragged, one)
     assert len(llm.memory_by_device()) == len(pids) == 2
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server(("127.0.0.1", port))
     llm.add_request([1, 2, 3], greedy(150))
     llm.step()
     os.kill(pids[1], signal.SIGKILL)
@@ -93,6 +96,7 @@ def test_two_ranks_give_the_tokens_of_one_process_until_one_is_killed(tiny, ragg
     with pytest.raises(WorkerError, match="make a new engine"):
         llm.generate([[1]], greedy(1))
     llm.close()
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_four_ranks_that_share_kv_heads_give_the_same_tokens_until_one_has_no_memory(tiny, ragged, one):
@@ -229,7 +233,7 @@ def test_requests_are_cancelled_and_refused_as_by_one_engine(both):
     step_on(both)
 
 
-def test_a_rank_that_hangs_is_named_after_the_timeout(tiny):
+def test_a_rank_that_hangs_is_named_after_the_timeout_and_engines_beside_it_go_on(tiny, both):
     llm = LLM(tiny("qwen3").folder, **(OPTIONS | {"rank_timeout_s": 4.0}), tensor_parallel_size=2)
     pids = all_processes(llm)
     llm.generate([[1]], greedy(2))
@@ -240,6 +244,8 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(tiny):
         step_on(llm)
     assert time.monotonic() - begin < 20
     assert wait_until_gone(pids)
+    prompt = (7, 8, 9)
+    assert both.generate([prompt], greedy(3))[0].token_ids == tiny("qwen3").greedy(prompt, 3)
 
 
 def children():

@@ -56,9 +56,10 @@ def engine_meeting(meeting: Meeting, engine: int) -> Meeting:
 
 
 class Host:
-    """A meeting that lasts as long as this: one that a launcher keeps, or one of its own on the loopback interface."""
+    """A meeting that lasts until `close`: one that a launcher keeps, or one of its own on the loopback interface."""
 
     def __init__(self, kept: Meeting | None = None) -> None:
+        self._store: Store | None = None
         if kept is not None:
             self.meeting = kept
             return
@@ -68,6 +69,10 @@ class Host:
         self._store = TCPStore(
             LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
         )
+
+    def close(self) -> None:
+        """Give the port back; a launcher's meeting stays."""
+        self._store = None
 
 
 # --- processes that were started apart --------------------------------------------------------------------------------

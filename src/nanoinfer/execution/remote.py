@@ -98,6 +98,7 @@ def build_remote(
         facts = [workers.receive(rank, Kind.READY, limited=False).facts for rank in range(len(devices))]
     except BaseException:
         workers.close()
+        host.close()
         raise
     return _execution(config, model_config, workers, facts, host)
 
@@ -193,8 +194,9 @@ class RemoteRanks:
         return [None if profile is None else DeviceProfile(**profile) for profile in found]
 
     def close(self) -> None:
-        """End the ranks."""
+        """End the ranks, and the store that they met at."""
         self.workers.close()
+        self.host.close()
 
 
 def _memory_facts(ready: Any, num_used_blocks: int) -> MemoryFacts:  # noqa: ANN401  facts as they came over the channel

@@ -10,11 +10,14 @@ work inside CUDA graphs, and neither uses multicast.
 
 from __future__ import annotations
 
+import os
+import socket
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,8 +40,11 @@ PUSHED_BYTES = 1 << 20  # of messages to all peers together: every byte travels 
 WORD_BYTES = 4
 MOST_SHARED_BYTES = 1 << 26  # at once; what is longer goes in pieces
 UNIT_BYTES = 16  # of the widest loads
-PROBE_S = 30.0
-PROBE_LOOKS = 1 << 20  # for words that are missing: about a second
+# A rank may be late because the host is busy, and other engines on the same devices take turns with this one.
+PROBE_S = 60.0
+PROBE_LOOKS = 1 << 23  # for words that are missing: seconds
+SOCKET_FOLDERS = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # where torch opens the sockets that handles travel over, or /tmp
+LONGEST_SOCKET_PATH = 107  # bytes that an address has room for, which torch does not check
 
 
 class SymmetricCollectives:
@@ -197,6 +203,9 @@ def compile_sums(size: int, device: torch.device, dtype: torch.dtype) -> None:
     torch.cuda.set_device(device)  # every thread has a current device of its own
     if size not in RANKS:
         return
+    from nanoinfer.model import kernel_cache  # noqa: PLC0415  Triton is there with CUDA only
+
+    kernel_cache.install()
     ways = [
         partial(make, 0, size, device, (one,), _own_memory)
         for make in (Pushes, partial(Shares, num_bytes=UNIT_BYTES))
@@ -256,7 +265,29 @@ def _check_access(device: torch.device) -> bool:
     others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     if others and not any(torch.cuda.can_device_access_peer(device, other) for other in others):
         raise RuntimeError(f"{device} cannot read the memory of any other device")
+    _free_socket()
     return True
+
+
+def _free_socket() -> None:
+    """Remove what a killed process of this number has left where torch will open this process's socket.
+
+    Found out there, it would be an error of one rank alone, which the others wait minutes for. One that still answers
+    belongs to a process of the same number in another container with the same folder.
+    """
+    folder = next((os.environ[name] for name in SOCKET_FOLDERS if name in os.environ), "/tmp")  # noqa: S108  torch's choice
+    path = Path(f"{folder}/symm_mem-{os.getpid()}")
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise RuntimeError(f"a socket's path may have {LONGEST_SOCKET_PATH} bytes, {path} has more; shorten TMPDIR")
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise RuntimeError(f"{path} is another container's; give each container a TMPDIR of its own")
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -1,9 +1,12 @@
 """Which way a sum takes, and that ranks go a way together or not at all."""
 
+import os
+import socket
+
 import pytest
 import torch
 
-from nanoinfer.execution.symmetric import Pushes, Shares, SymmetricCollectives, _Agreement
+from nanoinfer.execution.symmetric import Pushes, Shares, SymmetricCollectives, _Agreement, _free_socket
 
 PUSH_BYTES, SHARED_BYTES = 1 << 16, 1 << 20
 
@@ -129,3 +132,33 @@ def test_a_device_that_waits_for_ever_is_an_error_and_no_vote():
 
     with pytest.raises(SystemError, match="waits for ever"):
         _Agreement(Votes(0), 0, torch.device("cpu")).on("push", lost)
+
+
+@pytest.fixture
+def own_socket(tmp_path, monkeypatch):
+    """Where torch would bind this process's socket."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path / f"symm_mem-{os.getpid()}"
+
+
+def test_the_socket_of_a_killed_process_of_this_number_is_removed(own_socket):
+    _free_socket()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
+        left.bind(str(own_socket))
+    assert own_socket.exists()
+    _free_socket()
+    assert not own_socket.exists()
+
+
+def test_a_socket_that_somebody_listens_on_is_left_to_them(own_socket):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.bind(str(own_socket))
+        with pytest.raises(RuntimeError, match=r"another container's; give each container a TMPDIR of its own"):
+            _free_socket()
+    assert own_socket.exists()
+
+
+def test_a_folder_too_deep_for_sockets_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("deep" * 30)))
+    with pytest.raises(RuntimeError, match=r"may have 107 bytes, .* has more; shorten TMPDIR"):
+        _free_socket()
