@@ -79,7 +79,7 @@ def test_the_first_rank_adds_the_residual_and_bfloat16_sums_stay_close(tiny, rag
     assert tokens[0] == tiny("qwen2").greedy(tuple(prompt), 12)[0]
 
 
-@pytest.mark.parametrize(("tensor", "data"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("tensor", "data"), [(1, 2), (1, 4), (2, 2)])
 def test_data_parallel_tokens_equal_transformers(tiny, ragged, tensor, data):
     need(tensor * data)
     with check(tiny("qwen2"), ragged, tensor_parallel_size=tensor, data_parallel_size=data) as llm:
