@@ -1,5 +1,7 @@
 """What every fault test may use: the phased run, and the promise that nothing is left on the machine."""
 
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,6 +46,25 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny")
     make_tiny_model(path)
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(size) mounts a file system of so many bytes; skipped where that is not allowed."""
+    mounted = []
+
+    def mount(size, option="rw"):
+        folder = tmp_path / "disk"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{option}", "none", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("file systems cannot be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -120,25 +120,6 @@ def test_a_process_killed_in_a_write_leaves_the_old_file_under_its_name(tmp_path
 # --- a whole run ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """small_disk(size) mounts a file system of so many bytes; skipped where that is not allowed."""
-    mounted = []
-
-    def mount(size, option="rw"):
-        folder = tmp_path / "disk"
-        folder.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{option}", "none", str(folder)]
-        if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-            pytest.skip("file systems cannot be mounted here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def remount(folder, option):
     subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
