@@ -14,6 +14,7 @@ from touchstone.records import (
     Canary,
     CanaryReading,
     DeviceMemory,
+    DeviceWork,
     EntryKind,
     Gpu,
     Measurement,
@@ -46,6 +47,8 @@ SPEEDUPS = {
     "TP light": {2: 1.5, 4: 2.0, 8: 2.3},
     "TP full": {2: 1.7, 4: 2.6, 8: 3.4},
 }
+SHARES = {2: 0.125, 4: 0.25}  # of their devices' time that the tensor-parallel arms add up in
+SPAN_NS = 80_000_000
 
 
 def speedup_of(arm: ArmSpec) -> float:
@@ -106,6 +109,7 @@ def write_scaling_run(
                     engine=make_engine().model_copy(update={"name": "nanoinfer"}),
                     startup_s=1.0,
                     measurements=() if failed else tuple(_runs(run_dir, tests[unit.test_id], unit, number)),
+                    device_work=None if failed else _work_of(tests[unit.test_id], unit),
                 )
                 ledger.append(EntryKind.ATTEMPT, body)
     return experiments
@@ -131,6 +135,16 @@ def _runs(run_dir: Path, test: PlannedTest, unit: UnitPlan, number: int):
             canary=canaries[0],
             other_canaries=tuple(canaries[1:]),
         )
+
+
+def _work_of(test: PlannedTest, unit: UnitPlan) -> tuple[DeviceWork, ...]:
+    """What a unit's devices did under its profiler: only tensor parallelism adds up between them."""
+    arm = next(arm for arm in test.arms if arm.name == unit.arm_order[0])
+    spent = round(SPAN_NS * SHARES[arm.num_gpus]) if arm.name.startswith("TP") else 0
+    return tuple(
+        DeviceWork(device=f"cuda:{index}", span_ns=SPAN_NS, busy_ns=SPAN_NS - 1000, communication_ns=spent)
+        for index in range(arm.num_gpus)
+    )
 
 
 def trace_of(test: PlannedTest, arm: ArmSpec, jitter: float) -> Trace:
