@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -30,15 +31,26 @@ def resolve_folder(model: str, *, revision: str | None, with_weights: bool) -> P
 
 def _snapshot(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  costs half a second; local folders need it not
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415  likewise
 
     try:
         path = snapshot_download(
             model, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(_DUPLICATES)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
         at = f" at revision {revision!r}" if revision else ""
         raise ConfigError(
-            f"model {model!r}{at} could not be fetched from the hub ({error}); give a local folder instead"
+            f"model {model!r}{at} could not be fetched from the hub ({error}); {_remedy(error)}"
         ) from error
     return Path(path)
+
+
+def _remedy(error: Exception) -> str:
+    """Say what helps; errors of a disk have a path or its number, those of the hub have neither."""
+    from huggingface_hub import constants  # noqa: PLC0415  as above
+
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+        return (
+            f"its files go to {constants.HF_HUB_CACHE}: set HF_HOME to a folder that can be written and has room, or "
+            "give a local folder instead"
+        )
+    return "give a local folder instead"

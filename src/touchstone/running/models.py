@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from touchstone.canonical import atomic_write
+from touchstone.canonical import StorageError, atomic_write
 from touchstone.experiment import Bilingual
 from touchstone.records import ModelSpec
 
@@ -150,7 +151,8 @@ def _default_gpu_model(workshop: Path) -> ChosenModel:
 def _synthetic_shape(folder: Path) -> ChosenModel:
     _write_json(folder / "config.json", QWEN3_0_6B_CONFIG)
     note = Bilingual(
-        f"`{DEFAULT_HUB_MODEL}` was unreachable: its shape with random weights; speeds hold, the text means nothing",
+        f"`{DEFAULT_HUB_MODEL}` could not be fetched: its shape with random weights; speeds hold, "
+        "the text means nothing",
         f"无法获取 `{DEFAULT_HUB_MODEL}`：采用其结构与随机权重；速度有效，生成的文本没有意义",
     )
     return ChosenModel(_synthetic(DEFAULT_HUB_MODEL, note), folder, SYNTHETIC_SEED)
@@ -165,13 +167,29 @@ def _from_hub(model_id: str) -> Path:
             path = snapshot_download(
                 model_id, allow_patterns=list(_WANTED_FILES), local_files_only=offline, etag_timeout=_HUB_TIMEOUT_S
             )
-        except Exception as error:  # noqa: BLE001  the client raises its own, its HTTP library's and the system's errors
+        except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
+            if _is_of_a_disk(error):
+                raise ModelError(_unusable_cache(model_id, error)) from error
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
             continue
         if (Path(path) / "config.json").is_file() and any(Path(path).glob("*.safetensors")):
             return Path(path)
         reason = "config.json or safetensors are missing there"
     raise ModelError(f"model {model_id!r} is no folder here and cannot be had from the hub ({reason}); check the name")
+
+
+def _is_of_a_disk(error: Exception) -> bool:
+    """Whether a disk refused a file; errors of the hub itself have neither a path nor such a number."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in {errno.ENOSPC, errno.EDQUOT})
+
+
+def _unusable_cache(model_id: str, error: Exception) -> str:
+    from huggingface_hub import constants  # noqa: PLC0415  only a hub model needs the hub's client
+
+    return (
+        f"model {model_id!r} is no folder here, and the hub's cache {constants.HF_HUB_CACHE} cannot be used ({error}); "
+        "set HF_HOME to a folder that can be written and has room, or give a local folder"
+    )
 
 
 def with_checkpoint(model: ChosenModel, dtype: str, workshop: Path) -> ChosenModel:
@@ -195,12 +213,17 @@ def with_checkpoint(model: ChosenModel, dtype: str, workshop: Path) -> ChosenMod
 
 def _write_checkpoint(folder: Path, config: dict[str, Any], dtype: str, seed: int) -> None:
     import torch  # noqa: PLC0415  numpy has no bfloat16
-    from safetensors.torch import save_file  # noqa: PLC0415  only where a model is made
+    from safetensors import SafetensorError  # noqa: PLC0415  only where a model is made
+    from safetensors.torch import save_file  # noqa: PLC0415  likewise
 
     folder.mkdir(parents=True, exist_ok=True)
     kind: torch.dtype = getattr(torch, dtype)
     tensors = {name: torch.from_numpy(values).to(kind) for name, values in _weights(config, seed)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # of a full disk as well
+        raise StorageError(errno.EIO, str(error), str(path)) from error
     _write_tokenizer(folder, vocabulary_size=TINY_CONFIG["vocab_size"], seed=seed)
     _write_json(folder / "config.json", config | {"torch_dtype": dtype})
 
@@ -287,7 +310,7 @@ def _write_tokenizer(folder: Path, *, vocabulary_size: int, seed: int) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sentences(seed), trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    atomic_write(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END_OF_TEXT, "pad_token": _END_OF_TEXT}
     _write_json(folder / "tokenizer_config.json", settings)
 
