@@ -85,26 +85,32 @@ class _Work:
 
     def _comparable(self) -> bool:
         """Whether all arms did the baseline's work with its KV pool on the devices they claim, and none too fast."""
-        fast = any(
+        if self.test is None or self.one is None:
+            return not self._too_fast()
+        ones = [run for series in self.scaling.series for run in _runs(self.one, series.baseline_arm)]
+        if self._too_fast() and not any(_short(run) for run in ones):
+            return False
+        same_work = _same_prompts if self.scaling.law is Law.STRONG else _in_proportion
+        return all(
+            _on_their_devices(run, p, ones) and (not ones or (same_work(run, p, ones) and _same_pool(run, ones)))
+            for run, p, ones in self._against_one(self.test, self.one)
+        )
+
+    def _too_fast(self) -> bool:
+        """Whether an arm is faster than its devices can explain."""
+        return any(
             ratio / self.gpus[arm] > MAX_EFFICIENCY
             for series in self.scaling.series
             for arm in series.arms
             if (ratio := self.speedup(arm, series.baseline_arm)) is not None
         )
-        if self.test is None or self.one is None:
-            return not fast
-        ones = [run for series in self.scaling.series for run in _runs(self.one, series.baseline_arm)]
-        fast = fast and not any(_short(run) for run in ones)
-        pairs = [
-            (run, self.gpus[arm], _runs(self.one, series.baseline_arm))
-            for series in self.scaling.series
-            for arm in series.arms
-            if arm in self.test.arms
-            for run in _runs(self.test, arm)
-        ]
-        same = _same_prompts if self.scaling.law is Law.STRONG else _in_proportion
-        fitting = all(same(run, p, ones) and _same_pool(run, ones) for run, p, ones in pairs if ones)
-        return fitting and not fast and all(_on(run, p) and all(_on(one, 1) for one in ones) for run, p, ones in pairs)
+
+    def _against_one(self, test: TestEvidence, one: TestEvidence) -> Iterator[tuple[TimedRun, int, Sequence[TimedRun]]]:
+        """Each run on several devices, their number, and the baseline's runs."""
+        for series in self.scaling.series:
+            ones = _runs(one, series.baseline_arm)
+            for arm in (arm for arm in series.arms if arm in test.arms):
+                yield from ((run, self.gpus[arm], ones) for run in _runs(test, arm))
 
     def speedup(self, arm: str, baseline_arm: str) -> float | None:
         """Ratio of the geometric means of both arms' process scores; None where either has none."""
@@ -164,6 +170,10 @@ def _short(run: TimedRun) -> bool:
 def _same_pool(run: TimedRun, ones: Sequence[TimedRun]) -> bool:
     theirs = [pool for one in ones for pool in _pools(one)]
     return not theirs or all(abs(pool - min(theirs)) <= MAX_POOL_DIFFERENCE * min(theirs) for pool in _pools(run))
+
+
+def _on_their_devices(run: TimedRun, p: int, ones: Sequence[TimedRun]) -> bool:
+    return _on(run, p) and all(_on(one, 1) for one in ones)
 
 
 def _on(run: TimedRun, p: int) -> bool:
