@@ -14,6 +14,7 @@ import argparse
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,8 +216,8 @@ def repeats_table(rng: Generator, repeats: int) -> Table:
     """How often repeated prompts are said to be answered from a cache, at the sizes of smoke, paper and quick."""
 
     def shown(processes: int, runs: int, spread: float, saved: float, *, skewed: bool) -> str:
-        case = {"processes": processes, "runs": runs, "spread": spread, "saved": saved}
-        return per_cent(share(repeats, lambda: is_shown_cached(rng, **case, skewed=skewed)))
+        case = partial(is_shown_cached, rng, processes=processes, runs=runs, spread=spread, saved=saved, skewed=skewed)
+        return per_cent(share(repeats, case))
 
     rows = tuple(
         (
