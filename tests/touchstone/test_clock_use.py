@@ -25,6 +25,12 @@ def test_a_file_that_reads_a_clock_or_waits_for_a_device_is_named(tmp_path, line
     assert (found.num_files, found.readers, found.unreadable) == (2, ("part/other.py",), ())
 
 
+@pytest.mark.parametrize("text", ["# not perf_counter", "perf_counter = 1", "import clock\nclock.perf_counter()"])
+def test_a_file_that_only_has_such_a_name_is_not_named(tmp_path, text):
+    (tmp_path / "other.py").write_text(text)
+    assert clock_use(tmp_path).readers == ()
+
+
 def test_a_file_that_is_no_python_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("def (:\n")
     assert clock_use(tmp_path).unreadable == ("broken.py",)

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -75,10 +76,24 @@ class ElsewhereVerdict(StrEnum):
 def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Distribution-free interval of the median between two order statistics; None where n cannot give the level.
 
-    `level` of the result is the coverage that these order statistics guarantee, at least the level asked for. Which
-    ones they are depends on n alone, so scipy's inversion of the binomial quantile test is asked on the ranks 1..n.
+    `level` of the result is the coverage that these order statistics guarantee, at least the level asked for.
     """
     n = len(values)
+    chosen = _order_statistics(n, level)
+    if chosen is None:
+        return None
+    low, high, coverage = chosen
+    ordered = sorted(values)
+    method = f"order statistics {low} and {high} of {n}"
+    return Interval(low=ordered[low - 1], high=ordered[high - 1], level=coverage, method=method)
+
+
+@cache
+def _order_statistics(n: int, level: float) -> tuple[int, int, float] | None:
+    """Ranks of the interval of the median of n values, and their coverage; None where n cannot give the level.
+
+    They depend on n alone, so scipy's inversion of the binomial quantile test is asked on the ranks 1..n.
+    """
     if n == 0:
         return None
     interval = stats.quantile_test(_array(range(1, n + 1)), q=0, p=0.5).confidence_interval(level)
@@ -86,10 +101,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval |
     if any(math.isnan(rank) for rank in ranks):
         return None
     low, high = (int(rank) for rank in ranks)
-    ordered = sorted(values)
-    coverage = float(stats.binom.cdf(high - 1, n, 0.5) - stats.binom.cdf(low - 1, n, 0.5))
-    method = f"order statistics {low} and {high} of {n}"
-    return Interval(low=ordered[low - 1], high=ordered[high - 1], level=coverage, method=method)
+    return low, high, float(stats.binom.cdf(high - 1, n, 0.5) - stats.binom.cdf(low - 1, n, 0.5))
 
 
 def log_t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -387,10 +388,19 @@ def test_mixed_machines_are_caught_by_one_environment_one_plan_and_one_environme
     assert caught(story, tmp_path / "run") >= {"one_environment_one_plan", "one_environment"}
 
 
-def publish(story, folder):
-    story.write(folder)
-    again.make(folder, folder, EXPERIMENTS)
+@pytest.fixture(scope="module")
+def published(good, tmp_path_factory):
+    """The good run with its reports, without figures."""
+    folder = good.copy().write(tmp_path_factory.mktemp("published") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_figures", lambda *_: {})
+        again.make(folder, folder, EXPERIMENTS)
     return folder
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    return shutil.copytree(published, tmp_path / "run")
 
 
 def failed_outcomes(folder):
@@ -400,9 +410,8 @@ def failed_outcomes(folder):
 
 
 @pytest.mark.usefixtures("_no_figures")
-def test_a_stale_report_is_caught_by_the_root_hash(good, tmp_path):
+def test_a_stale_report_is_caught_by_the_root_hash(good, folder, tmp_path):
     """One more line in the ledger after the report was made."""
-    folder = publish(good, tmp_path / "run")
     story = good.copy()
     finished = {"event": "finished", "at": "2026-03-04T05:06:07.000+00:00", "detail": None}
     story.entries.append({**story.entries[-1], "kind": "event", "body": finished})
@@ -412,8 +421,7 @@ def test_a_stale_report_is_caught_by_the_root_hash(good, tmp_path):
 
 
 @pytest.mark.usefixtures("_no_figures")
-def test_an_edited_ledger_is_caught_by_the_hash_chain(good, tmp_path):
-    folder = publish(good, tmp_path / "run")
+def test_an_edited_ledger_is_caught_by_the_hash_chain(folder):
     ledger = folder / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().replace(b'"startup_s":0.1', b'"startup_s":0.2', 1))
     assert failed_outcomes(folder) == {"hash_chain"}
@@ -421,16 +429,14 @@ def test_an_edited_ledger_is_caught_by_the_hash_chain(good, tmp_path):
 
 @pytest.mark.usefixtures("_no_figures")
 @pytest.mark.parametrize("language", ["zh", "en"])
-def test_a_typed_in_number_is_caught_by_languages_and_printed_numbers(good, tmp_path, language):
-    folder = publish(good, tmp_path / "run")
+def test_a_typed_in_number_is_caught_by_languages_and_printed_numbers(folder, language):
     path = folder / f"report.{language}.md"
     path.write_text(path.read_text(encoding="utf-8") + "\n131072000 tok/s\n", encoding="utf-8")
     assert failed_outcomes(folder) == {"languages", "printed_numbers", "made_again"}
 
 
 @pytest.mark.usefixtures("_no_figures")
-def test_a_number_typed_into_both_reports_is_caught_by_printed_numbers(good, tmp_path):
-    folder = publish(good, tmp_path / "run")
+def test_a_number_typed_into_both_reports_is_caught_by_printed_numbers(folder):
     for path in folder.glob("report.*.md"):
         path.write_text(path.read_text(encoding="utf-8") + "\n131072000 tok/s\n", encoding="utf-8")
     assert failed_outcomes(folder) == {"printed_numbers", "made_again"}
