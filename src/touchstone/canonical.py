@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def canonical_json(value: object) -> bytes:
@@ -31,6 +33,17 @@ def sha256_hex(data: bytes) -> str:
 
 class StorageError(OSError):
     """A file that cannot be written: a full disk, a missing right. `filename` names it, `strerror` the cause."""
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder until the body ends; StorageError where the machine has no place for one."""
+    try:
+        temporary = TemporaryDirectory()
+    except OSError as error:  # where every place refuses, Python's names none
+        raise StorageError(error.errno, error.strerror, error.filename or "a temporary folder (TMPDIR)") from error
+    with temporary as folder:
+        yield Path(folder)
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import traceback
 from contextlib import contextmanager
 from enum import StrEnum
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from touchstone.canonical import atomic_write
+from touchstone.canonical import atomic_write, temporary_folder
 from touchstone.cli_errors import FAILED, INTERRUPTED, REFUSED, tell
 from touchstone.engines.options import options_by_engine
 from touchstone.engines.registry import ADAPTERS
@@ -234,8 +233,8 @@ def run(
     )
     experiments = load_experiments()
     if dry_run:
-        with tempfile.TemporaryDirectory() as workshop:
-            _show_plan(plan_run(options, experiments, RESULTS, workshop=Path(workshop)).plan, experiments)
+        with temporary_folder() as workshop:
+            _show_plan(plan_run(options, experiments, RESULTS, workshop=workshop).plan, experiments)
         return
     planned = None
     try:

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -194,3 +195,33 @@ def test_a_report_that_cannot_be_written_leaves_the_run_as_it_was(phased, small_
     assert ended.value.code == cli_errors.FAILED
     assert "Read-only file system" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def no_temporary_folder(monkeypatch):
+    """no_temporary_folder() lets every place for temporary files refuse one, as in a container that is read-only."""
+    opened = os.open
+
+    def refuse(path, flags, *rest, **options):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return opened(path, flags, *rest, **options)
+
+    def close_all():
+        monkeypatch.setattr(tempfile, "tempdir", None)  # what Python found before
+        monkeypatch.setattr(os, "open", refuse)
+
+    return close_all
+
+
+def test_no_place_for_temporary_files_is_a_sentence_and_status_1(tmp_path, no_temporary_folder, monkeypatch, capsys):
+    from touchstone.verify import again  # noqa: PLC0415  the figures' library is slow to load; other tests need it not
+
+    monkeypatch.setattr(sys, "argv", ["touchstone", "run", "--dry-run", "--device", "cpu", "--only", "1.1"])
+    no_temporary_folder()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli_errors.FAILED
+    assert "a temporary folder (TMPDIR): No usable temporary directory found" in capsys.readouterr().err
+    with pytest.raises(StorageError, match="No usable temporary directory found"):
+        again.made_again(tmp_path, {})

@@ -7,12 +7,11 @@ is not shown here but by `expected` and `printed`, which share none of it.
 from __future__ import annotations
 
 import re
-import tempfile
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from touchstone.analysis.results import write_results
+from touchstone.canonical import temporary_folder
 from touchstone.ledger import LEDGER_NAME
 from touchstone.reporting.markdown import GLOSSARY_FILE, LANGUAGES, TEMPLATES, Glossary
 from touchstone.reporting.report import render_report
@@ -22,6 +21,7 @@ from touchstone.verify.outcome import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from touchstone.experiment import Experiment
 
@@ -36,12 +36,12 @@ def made_again(run_dir: Path, experiments: Mapping[str, Experiment]) -> tuple[in
     """
     if stale := tuple(other_wording(run_dir)):
         return 0, stale
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
-            lints = make(run_dir, Path(folder), experiments)
+            lints = make(run_dir, folder, experiments)
         except (ValueError, KeyError) as error:
             return 0, (Fault(LEDGER_NAME, f"no report can be made from it: {error}"),)
-        compared, faults = differences(run_dir, Path(folder))
+        compared, faults = differences(run_dir, folder)
     return compared, (*faults, *(Fault("report", lint) for lint in lints))
 
 
