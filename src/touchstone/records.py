@@ -747,6 +747,9 @@ class Check(Record):
     passed: bool
     detail: str
     detail_zh: str
+    failed_arms: tuple[str, ...] = Field(
+        default=(), description="the only arms that a failure concerns; none where it concerns the whole test"
+    )
 
 
 class Evidence(Record):

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import psutil
 import pytest
 
-from touchstone.engines.base import EngineError
+from touchstone.engines.base import Capabilities, EngineError
 from touchstone.experiment import Axis, Measure, Point, Profile, points_of
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
 from touchstone.records import ArmSpec, Attempt, DeviceWork, EntryKind, RunEvent
@@ -298,9 +298,16 @@ def test_a_worker_without_its_orchestrator_ends_at_once(fake, tmp_path):
 
 
 class EngineThatRefersToItself:
+    capabilities = Capabilities(
+        frozenset(), reports_steps=False, reports_cached_tokens=False, reports_memory_parts=False, forgets_prompts=True
+    )
+
     def __init__(self, living):
         self.itself, self.closed = self, False
         living.add(self)
+
+    def forget_prompts(self):
+        return True
 
     def close(self):
         self.closed = True
@@ -334,6 +341,44 @@ def test_engines_are_gone_before_the_next_ones_are_built_and_kept_for_a_unit_tha
     assert closed == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("forgets", "agrees", "same_prompts", "num_built"),
+    [
+        pytest.param(True, True, True, 1, id="forgets them"),
+        pytest.param(True, False, True, 2, id="refuses to forget them"),
+        pytest.param(False, False, True, 2, id="cannot forget them"),
+        pytest.param(False, False, False, 1, id="never saw them"),
+    ],
+)
+def test_a_unit_never_finds_its_prompts_in_the_cache_of_an_engine_that_answered_them_for_another(
+    fake, tmp_path, monkeypatch, forgets, agrees, same_prompts, num_built
+):
+    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+
+    built, forgotten = [], []
+
+    class Remembering(FakeEngine):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.capabilities = replace(self.capabilities, forgets_prompts=forgets)
+            built.append(self)
+
+        def forget_prompts(self):
+            forgotten.append(self)
+            return agrees
+
+    monkeypatch.setattr(worker, "build_engine", Remembering)
+    request = worker_request(fake, tmp_path, "one")
+    other = request.unit.model_copy(update={"seed": request.unit.seed + (not same_prompts)})
+    with worker.Engines() as engines:
+        engines.of(request)
+        assert list(engines.that_measured(request).values()) == built  # to be profiled, which needs no forgetting
+        assert forgotten == []
+        engines.of(request.model_copy(update={"unit": other}))
+        assert len(built) == num_built
+        assert len(forgotten) == (1 if forgets else 0)
+
+
 def test_an_engine_that_refuses_to_start_is_asked_once_for_all_units_of_a_process(fake, tmp_path, monkeypatch):
     asked = []
 
@@ -362,7 +407,10 @@ def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tm
     class Profiling(FakeEngine):
         def __init__(self, spec):
             super().__init__(spec)
-            self.capabilities = replace(self.capabilities, profiles_devices=True)
+            self.capabilities = replace(self.capabilities, profiles_devices=True, forgets_prompts=True)
+
+        def forget_prompts(self):
+            return True
 
         def generate(self, requests, *, concurrency=None):
             told.append(("timed", self.options.get("size")))

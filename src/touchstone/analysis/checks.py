@@ -13,12 +13,13 @@ from touchstone.analysis.prediction import hit_upper_bound
 from touchstone.analysis.quantities import Quantity
 from touchstone.experiment import Bilingual
 from touchstone.records import Check
+from touchstone.workload import of_arm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from touchstone.analysis.runs import Ledgered, Process, Run, TestRuns
-    from touchstone.records import MemoryParts, MetricStatistics, RequestTrace, Trace
+    from touchstone.records import MemoryParts, MetricStatistics, RequestTrace, Trace, WorkloadSpec
 
 ROUNDING = 1e-9  # relative error that double precision may leave in an identity
 # Of the total; more than this and the parts do not explain the memory. A process's heap also keeps pages that it has
@@ -35,7 +36,7 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
     too_fast, has_roofline = plausibility.roofline_finder(ledgered)
     per_run: tuple[tuple[str, Callable[[Run], Finding], Bilingual, Callable[[Run], bool]], ...] = (
         ("all_tokens_returned", _missing_tokens, _ALL_TOKENS, lambda _: True),
-        ("distinct_tokens", _all_one_token, _DISTINCT, lambda _: True),
+        ("distinct_tokens", _one_token_finder(test), _DISTINCT, lambda _: True),
         ("window_inside_timed_region", _window_outside, _WINDOW, _is_complete),
         ("rate_times_time_is_tokens", _rate_identity, _RATE, _is_complete),
         ("latency_identity", _latency_identity, _LATENCY, _is_complete),
@@ -54,7 +55,7 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
         ("littles_law", plausibility.littles_law_broken, plausibility.LITTLE, _is_complete),
     )
     over_runs = (
-        _over_runs(identifier, [run for run in runs if applies(run)], find, statement)
+        _over_runs(identifier, [run for run in runs if applies(run)], find, statement, arms_apart=test.arms_apart)
         for identifier, find, statement, applies in per_run
     )
     paired = (_same_work(test), _same_answer(test)) if len(test.arms) > 1 else ()
@@ -221,9 +222,9 @@ def _exceeds(low: float, high: float) -> bool:
 
 
 def _over_runs(
-    identifier: str, runs: Sequence[Run], find: Callable[[Run], Finding], statement: Bilingual
+    identifier: str, runs: Sequence[Run], find: Callable[[Run], Finding], statement: Bilingual, *, arms_apart: bool
 ) -> Check | None:
-    """Apply a check to every run it concerns; None where it concerns none."""
+    """Apply a check to every run it concerns; None where it concerns none. Arms that are apart fail each by itself."""
     if not runs:
         return None
     found = [(run, finding) for run in runs if (finding := find(run)) is not None]
@@ -234,7 +235,8 @@ def _over_runs(
         where, where_zh = f"{run.unit_id}, run {run.position}", f"{run.unit_id} 第 {run.position} 次运行"
         detail = f"{len(runs)} runs, {len(found)} fail; first {where}: {finding.en}"
         detail_zh = f"{len(runs)} 次运行中 {len(found)} 次不通过；首个为 {where_zh}：{finding.zh}"
-    return Check(id=identifier, passed=not found, detail=detail, detail_zh=detail_zh)
+    arms = tuple(dict.fromkeys(run.arm for run, _ in found)) if arms_apart else ()
+    return Check(id=identifier, passed=not found, detail=detail, detail_zh=detail_zh, failed_arms=arms)
 
 
 def _is_complete(run: Run) -> bool:
@@ -274,15 +276,37 @@ def _missing_tokens(run: Run) -> Finding:
 _DISTINCT = Bilingual("the output holds more than one distinct token", "输出中不止一种 token")
 
 
-def _all_one_token(run: Run) -> Finding:
-    """All requests gave one and the same token over and over: what zeroed weights or NaN logits look like."""
-    requests = run.facts.trace.requests
+def _one_token_finder(test: TestRuns) -> Callable[[Run], Finding]:
+    """Catch one and the same token over and over: what zeroed weights or NaN logits look like.
+
+    Requests of different prompts must not all give it. A model may well continue a single prompt so, one with random
+    weights often does: runs of one prompt are looked at together, and all of an arm's must not give the same.
+    """
+    workload = test.planned.workload
+    alone = [arm.name for arm in test.planned.arms if workload and _has_one_prompt(of_arm(workload, arm))]
+    together = {
+        arm: _is_one_token([request for run in test.runs if run.arm == arm for request in run.facts.trace.requests])
+        for arm in alone
+    }
+
+    def find(run: Run) -> Finding:
+        if not together.get(run.arm, True) or not _is_one_token(run.facts.trace.requests):
+            return None
+        return Bilingual("all output tokens are the same", "所有输出 token 都相同")
+
+    return find
+
+
+def _has_one_prompt(workload: WorkloadSpec) -> bool:
+    lengths, everything = workload.input_tokens, (workload.shared_fraction, workload.prefix_fraction) == (1.0, 1.0)
+    return workload.num_requests == 1 or (everything and lengths.low == lengths.high)
+
+
+def _is_one_token(requests: Sequence[RequestTrace]) -> bool:
     outputs = {(len(request.emissions), request.output_sha256) for request in requests}
     differ = len(outputs) > len({length for length, _ in outputs})
     too_few = sum(len(request.emissions) for request in requests) < 2  # noqa: PLR2004  one token cannot differ
-    if differ or too_few or any(request.distinct_tokens > 1 for request in requests):
-        return None
-    return Bilingual("all output tokens are the same", "所有输出 token 都相同")
+    return not (differ or too_few or any(request.distinct_tokens > 1 for request in requests))
 
 
 _WINDOW = Bilingual(

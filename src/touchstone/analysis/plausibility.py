@@ -568,5 +568,6 @@ def refusal_of(item: MetricStatistics, checks: Sequence[Check], *, counted: bool
         return Bilingual(f"not_far_below_roofline: {wrong.en}", f"not_far_below_roofline：{wrong.zh}")
     memory = item.unit == "GB"
     refusing = REFUSES_ALL | (REFUSES_MEMORY if memory else frozenset() if counted else REFUSES_TIMES)
-    failed = next((check for check in checks if not check.passed and check.id in refusing), None)
+    concerned = (check for check in checks if not check.failed_arms or item.arm in check.failed_arms)
+    failed = next((check for check in concerned if not check.passed and check.id in refusing), None)
     return None if failed is None else Bilingual(f"{failed.id}: {failed.detail}", f"{failed.id}：{failed.detail_zh}")

@@ -73,6 +73,11 @@ class TestRuns:
         return tuple(arm.name for arm in self.planned.arms)
 
     @property
+    def arms_apart(self) -> bool:
+        """Whether each process holds one of several arms, so that a fault in one says nothing of the others."""
+        return len(self.arms) > 1 and all(len(set(unit.arm_order)) == 1 for unit in self.units)
+
+    @property
     def runs(self) -> tuple[Run, ...]:
         """All timed runs of all valid processes."""
         return tuple(run for process in self.processes for run in process.runs)

@@ -45,8 +45,9 @@ class Capabilities:
     is "not available", with the text in `unreported` as the reason. `alone` says that a process can hold one such
     engine only, so that tests which alternate between two in one process are not measured. `needs_checkpoint` says that
     the engine loads weights from a folder and cannot draw them itself; `needs_gpu` that it does not run without one;
-    `profiles_devices` that it is a `ProfilingEngine`. `what_is_wrong` says, before anything is built, why options that
-    the engine has cannot have these values, None where nothing is known to be wrong.
+    `profiles_devices` that it is a `ProfilingEngine`, `forgets_prompts` that it is a `ForgettingEngine`.
+    `what_is_wrong` says, before anything is built, why options that the engine has cannot have these values, None where
+    nothing is known to be wrong.
     """
 
     options: frozenset[str]
@@ -59,6 +60,7 @@ class Capabilities:
     needs_checkpoint: bool = False
     needs_gpu: bool = False
     profiles_devices: bool = False
+    forgets_prompts: bool = False
     what_is_wrong: Callable[[Mapping[str, Scalar]], str | None] = nothing_known
 
     def refuses(self, options: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -120,4 +122,12 @@ class ProfilingEngine(Engine, Protocol):
         self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
     ) -> tuple[DeviceWork, ...] | None:
         """Run requests under a profiler, which slows them, and tell what each device did; None without a GPU."""
+        ...
+
+
+class ForgettingEngine(Engine, Protocol):
+    """An engine whose prefix cache can be emptied, so that prompts which it has answered before are new to it again."""
+
+    def forget_prompts(self) -> bool:
+        """Forget what all requests so far have left in the prefix cache; False when the engine refuses now."""
         ...

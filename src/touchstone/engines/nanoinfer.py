@@ -39,6 +39,7 @@ def capabilities() -> Capabilities:
         reports_cached_tokens=True,
         reports_memory_parts=True,
         profiles_devices=True,
+        forgets_prompts=True,
         what_is_wrong=_what_is_wrong,
     )
 
@@ -158,6 +159,11 @@ class NanoinferEngine:
         self._run(requests, concurrency)
         profiles = [profile for profile in self._llm.stop_profile() if profile is not None]
         return tuple(_device_work(profile) for profile in profiles) or None
+
+    def forget_prompts(self) -> bool:
+        """Forget what all requests so far have left in the prefix cache."""
+        self._llm.reset_prefix_cache()
+        return True
 
     def memory(self) -> MemoryParts:
         """Hold the parts that the engine knows against the device's own total, or the process's resident memory."""

@@ -50,6 +50,7 @@ def capabilities() -> Capabilities:
         fixed={"scheduling": "mixed"},
         needs_checkpoint=True,
         needs_gpu=True,
+        forgets_prompts=True,
     )
 
 
@@ -99,6 +100,10 @@ class VllmEngine:
             recording = Recording(region.begin_ns)
             drive(requests, concurrency, recording, _Steps(self, recording))
         return recording.trace(requests, region)
+
+    def forget_prompts(self) -> bool:
+        """Forget what all requests so far have left in the prefix cache; vLLM refuses while a block is in use."""
+        return bool(self._llm.llm_engine.reset_prefix_cache())
 
     def memory(self) -> None:
         """Tell nothing: see `Capabilities.unreported`."""

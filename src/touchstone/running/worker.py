@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from touchstone.canary import MachineCanaries
-    from touchstone.engines.base import Engine, GenerationRequest, ProfilingEngine
+    from touchstone.engines.base import Engine, ForgettingEngine, GenerationRequest, ProfilingEngine
 
 STORAGE_FAILED = os.EX_IOERR
 _PR_SET_PDEATHSIG = 1
@@ -165,12 +165,14 @@ def run_unit(request: WorkerRequest, engines: Engines, canaries: MachineCanaries
 
 
 def _with_device_work(request: WorkerRequest, result: WorkerResult, engines: Engines) -> WorkerResult:
-    by_arm, _ = engines.of(request)
-    return result.model_copy(update={"device_work": _device_work(request, by_arm)})
+    return result.model_copy(update={"device_work": _device_work(request, engines.that_measured(request))})
 
 
 class Engines:
     """The engines of the process by arm: kept while the next unit wants the same ones, else closed before its own.
+
+    Each unit finds them cold: they forget the prompts of the units before. Tests may share their prompts, and an engine
+    that cannot forget is built anew for prompts that it has answered.
 
     Engines that refused to start are not started again for the next unit of the process: that can take half a minute
     each time, and the units have another attempt in a process of their own.
@@ -179,6 +181,7 @@ class Engines:
     def __init__(self) -> None:
         self._specs: dict[str, EngineSpec] = {}
         self._engines: dict[str, Engine] = {}
+        self._answered: set[int] = set()
         self._refused: tuple[list[EngineSpec], str] | None = None
 
     def __enter__(self) -> Self:
@@ -190,8 +193,9 @@ class Engines:
     def of(self, request: WorkerRequest) -> tuple[dict[str, Engine], float | None]:
         """Return the engines of a unit, and the seconds that building them took; None where they were there."""
         specs = _specs(request)
-        if self.serve(request):
+        if self.serve(request) and (self._forget_prompts() or request.unit.seed not in self._answered):
             self._specs, self._engines = specs, dict(zip(specs, self._engines.values(), strict=True))
+            self._answered.add(request.unit.seed)
             return self._engines, None
         self.close()
         wanted = list(specs.values())
@@ -205,11 +209,31 @@ class Engines:
             self._refused = wanted, str(error)  # the error itself would keep what was half built
             raise
         self._specs = specs
+        self._answered.add(request.unit.seed)
         return self._engines, seconds_since(begin_ns)
 
+    def that_measured(self, request: WorkerRequest) -> Mapping[str, Engine]:
+        """Return the engines of a unit that was measured on them; they are built again where they are gone."""
+        if not self._are_those_of(request):
+            return self.of(request)[0]
+        return dict(zip(_specs(request), self._engines.values(), strict=True))
+
     def serve(self, request: WorkerRequest) -> bool:
-        """Whether the engines that are there are those that a unit wants, whatever its arms are called."""
+        """Whether the engines that are there are those that a unit wants, and its prompts can be new to them."""
+        forgetful = all(engine.capabilities.forgets_prompts for engine in self._engines.values())
+        return self._are_those_of(request) and (forgetful or request.unit.seed not in self._answered)
+
+    def _are_those_of(self, request: WorkerRequest) -> bool:
+        """Whether the settings are the same, whatever the arms are called."""
         return list(_specs(request).values()) == list(self._specs.values())
+
+    def _forget_prompts(self) -> bool:
+        """Empty every prefix cache that can be emptied, and tell whether all engines have forgotten."""
+        forgotten = [
+            engine.capabilities.forgets_prompts and cast("ForgettingEngine", engine).forget_prompts()
+            for engine in self._engines.values()
+        ]
+        return all(forgotten)
 
     def close(self) -> None:
         """Release every engine, the last one first, and what it held of the device: the next one sizes itself by that.
@@ -217,6 +241,7 @@ class Engines:
         An engine may refer to itself, and the memory of a captured graph is nobody else's to reuse until it is gone.
         """
         engines, self._engines, self._specs = self._engines, {}, {}
+        self._answered.clear()
         gc.unfreeze()
         while engines:
             engines.popitem()[1].close()

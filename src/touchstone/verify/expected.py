@@ -98,9 +98,11 @@ def _as_told(mine: Json, item: Json) -> Json:
 
 
 def _refusal_faults(described: Sequence[Json], told: Json) -> Iterator[str]:
-    refused = any(_is_taken_back(mine, item) for mine, item in zip(described, told["statistics"], strict=True))
-    if refused and all(check["passed"] for check in told["checks"]):
-        yield "a number is refused although every check passed"
+    failed = [check["failed_arms"] for check in told["checks"] if not check["passed"]]
+    for mine, item in zip(described, told["statistics"], strict=True):
+        if _is_taken_back(mine, item) and not any(not arms or item["arm"] in arms for arms in failed):
+            yield f"{item['metric']} ({item['arm']}) is refused although no check of that arm failed"
+            return
 
 
 def _statistics_faults(

@@ -278,3 +278,60 @@ def test_a_neighbour_that_woke_up_is_caught_by_the_canary(tmp_path):
     result = run_of(tmp_path, canary=Canary(before=RTX_3090, after=slowed))
     assert failed(result) == {"machine_steady"}
     assert result.canary.largest_move == pytest.approx(3.0)
+
+
+class TestOneTokenOverAndOver:
+    """Random weights often continue a prompt so, which says nothing as long as another prompt gives another token."""
+
+    ALIKE = make_workload(num_requests=2, shared_fraction=1.0, prefix_fraction=1.0)
+
+    @staticmethod
+    def repeating(token):
+        trace = make_trace()
+        changes = {"distinct_tokens": 1, "output_sha256": token * 64}
+        requests = tuple(request.model_copy(update=changes) for request in trace.requests)
+        return trace.model_copy(update={"requests": requests})
+
+    def derive(self, path, workload, tokens):
+        fake = FakeRun(path)
+        for unit, token in zip(fake.plan_test("1.1", processes=6, workload=workload), tokens, strict=True):
+            fake.attempt(unit, [self.repeating(token) if token else make_trace()])
+        return derived_from(fake)["1.1"]
+
+    @pytest.mark.parametrize(
+        ("workload", "tokens", "caught"),
+        [
+            pytest.param(ALIKE, ["a", "b", None, None, None, None], False, id="one prompt a run, tokens differ"),
+            pytest.param(ALIKE, ["a"] * 6, True, id="one prompt a run, one token in all of them"),
+            pytest.param(None, ["a", "b", None, None, None, None], True, id="several prompts, one token in a run"),
+        ],
+    )
+    def test_is_a_fault_where_different_prompts_give_the_same(self, tmp_path, workload, tokens, caught):
+        result = self.derive(tmp_path, workload, tokens)
+        assert ("distinct_tokens" in failed(result)) is caught
+        assert all((item.verdict is Verdict.INVALID) is caught for item in result.statistics if item.key)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_run_that_fails_takes_the_numbers_of_its_own_arm_alone_where_arms_have_processes_of_their_own(
+    tmp_path, apart
+):
+    fake = FakeRun(tmp_path)
+    planned = fake.plan_test("1.1", processes=6, order=("sound", "warm"))
+    if apart:
+        fake.units = [
+            unit.model_copy(update={"unit_id": f"1.1-{arm}-p{unit.process}", "arm_order": (arm,)})
+            for unit in planned
+            for arm in ("sound", "warm")
+        ]
+    for unit in fake.units:
+        warm_in = unit.process == 2
+        fake.attempt(
+            unit, [make_trace(cached=(16, 16) if arm == "warm" and warm_in else None) for arm in unit.arm_order]
+        )
+    result = derived_from(fake)["1.1"]
+    check = next(check for check in result.checks if check.id == "cache_hits_within_bound")
+    assert not check.passed
+    assert check.failed_arms == (("warm",) if apart else ())
+    refused = {item.arm for item in result.statistics if item.verdict is Verdict.INVALID}
+    assert refused == ({"warm"} if apart else {"sound", "warm"})

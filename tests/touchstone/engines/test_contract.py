@@ -151,6 +151,15 @@ def test_prompts_that_were_never_seen_find_nothing_cached(built):
         assert all(told.cached_tokens == 0 for told in trace.requests)
 
 
+def test_an_engine_that_forgets_its_prompts_finds_nothing_of_them_cached(built):
+    if not built.capabilities.forgets_prompts:
+        pytest.skip("this engine cannot forget prompts; it is built anew instead")
+    run(built, fixed(4, 300, 2), seed=13)
+    assert built.forget_prompts()
+    _, again = run(built, fixed(4, 300, 2), seed=13)
+    assert all(told.cached_tokens == 0 for told in again.requests)
+
+
 def test_the_same_greedy_requests_give_the_same_tokens_where_that_is_promised(built, case):
     if not case.steady:
         pytest.skip("this engine schedules by arrival between processes or reuses cached prefixes")
