@@ -1,14 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.touchstone.report_sample import write_sample_run
 from touchstone.analysis.metrics import COMPARISONS
 from touchstone.records import Effect
 from touchstone.reporting.headline import COSTS, NO_MATTER, PAYS, UNDECIDED, word_for
-from touchstone.verify import again
 from touchstone.verify.verification import verify_run
 
 if TYPE_CHECKING:
@@ -57,11 +56,8 @@ def test_an_idea_without_an_effect_is_not_decided():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Experiment]]:
-    folder = tmp_path_factory.mktemp("run")
-    experiments = write_sample_run(folder)
-    again.make(folder, folder, experiments)
-    return folder, experiments
+def run(published, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Experiment]]:
+    return shutil.copytree(published.folder, tmp_path_factory.mktemp("run") / "copy"), published.experiments
 
 
 def first_page(folder: Path) -> str:

@@ -8,15 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.touchstone.peers_sample import ENGINES, write_peers_run
-from tests.touchstone.report_sample import write_sample_run
 from touchstone.experiment import load_experiments
 from touchstone.ledger import LEDGER_NAME
 from touchstone.reporting import paper as papers
 from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
 from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, make_paper, renewed_documents, size_of
 from touchstone.reporting.quotation import QuotationError, fill, quotations
-from touchstone.reporting.report import render_report
-from touchstone.reporting.run_folder import load_run
 from touchstone.verify import custody
 from touchstone.verify.verification import verify_run
 
@@ -26,13 +23,11 @@ DOCUMENTS = tuple(name for name, _, _ in papers.DOCUMENTS)
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory):
+def sample(published, tmp_path_factory):
     """A run with its report, and the text of the report by language."""
-    folder = tmp_path_factory.mktemp("run")
-    experiments = write_sample_run(folder)
-    paths = render_report(load_run(folder, experiments), folder)
-    texts = {"zh": paths.zh.read_text(encoding="utf-8"), "en": paths.en.read_text(encoding="utf-8")}
-    return SimpleNamespace(folder=folder, experiments=experiments, texts=texts)
+    folder = shutil.copytree(published.folder, tmp_path_factory.mktemp("run") / "copy")
+    texts = {language: (folder / f"report.{language}.md").read_text(encoding="utf-8") for language in ("zh", "en")}
+    return SimpleNamespace(folder=folder, experiments=published.experiments, texts=texts)
 
 
 @pytest.fixture(scope="module")

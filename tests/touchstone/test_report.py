@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from tests.touchstone.report_sample import write_sample_run
 from touchstone.analysis.results import PLAN
 from touchstone.experiment import INSTRUMENT_TEST
 from touchstone.ledger import LEDGER_NAME, LedgerError, read_ledger
@@ -22,16 +21,18 @@ from touchstone.reporting.run_folder import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import SimpleNamespace
 
 
 class Rendered:
-    def __init__(self, run_dir: Path, out_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.experiments = write_sample_run(run_dir)
-        self.run = load_run(run_dir, self.experiments)
-        self.paths = render_report(self.run, out_dir)
-        self.zh = self.paths.zh.read_text(encoding="utf-8")
-        self.en = self.paths.en.read_text(encoding="utf-8")
+    def __init__(self, published: SimpleNamespace) -> None:
+        self.run_dir: Path = published.folder
+        self.experiments = published.experiments
+        self.faults = published.faults
+        self.run = load_run(self.run_dir, self.experiments)
+        self.figures = sorted(self.run_dir.glob("figures/*"))
+        self.zh = (self.run_dir / "report.zh.md").read_text(encoding="utf-8")
+        self.en = (self.run_dir / "report.en.md").read_text(encoding="utf-8")
 
     def chapter(self, test_id: str, language: str = "en") -> str:
         text, word = (self.en, "Test") if language == "en" else (self.zh, "测试")
@@ -41,8 +42,8 @@ class Rendered:
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    return Rendered(tmp_path_factory.mktemp("run") / "run", tmp_path_factory.mktemp("out"))
+def rendered(published) -> Rendered:
+    return Rendered(published)
 
 
 def summary_row(text: str, test_id: str, name: str) -> str:
@@ -50,7 +51,7 @@ def summary_row(text: str, test_id: str, name: str) -> str:
 
 
 def test_the_lints_find_nothing_in_a_full_run(rendered):
-    assert rendered.paths.faults == ()
+    assert rendered.faults == ()
 
 
 def test_both_languages_carry_the_same_multiset_of_numbers(rendered):
@@ -166,23 +167,23 @@ def test_tables_and_formulas_are_what_github_can_show(rendered):
 def test_every_figure_that_is_named_exists_with_alternative_text(rendered):
     for text in (rendered.en, rendered.zh):
         images = re.findall(r"^!\[(.+)\]\((figures/\S+\.svg)\)$", text, re.MULTILINE)
-        assert {rendered.paths.en.parent / path for _, path in images} == set(rendered.paths.figures)
+        assert {rendered.run_dir / path for _, path in images} == set(rendered.figures)
         assert all(len(alternative) > 10 for alternative, _ in images)
-    assert {path.stem.partition("-")[0] for path in rendered.paths.figures} == {
+    assert {path.stem.partition("-")[0] for path in rendered.figures} == {
         "repetitions",
         "latency",
         "memory",
         "pairs",
         "complexity",
     }
-    assert all(path.read_bytes().startswith(b"<?xml") for path in rendered.paths.figures)
+    assert all(path.read_bytes().startswith(b"<?xml") for path in rendered.figures)
 
 
 def test_the_same_ledger_gives_the_same_bytes(rendered, tmp_path):
     again = render_report(rendered.run, tmp_path)
-    first = (rendered.paths.zh, rendered.paths.en, *rendered.paths.figures)
-    for one, other in zip(first, (again.zh, again.en, *again.figures), strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    assert {path.name for path in again.figures} == {path.name for path in rendered.figures}
+    for other in (again.zh, again.en, again.html, *again.figures):
+        assert other.read_bytes() == (rendered.run_dir / other.relative_to(tmp_path)).read_bytes()
 
 
 def test_the_code_chapter_adds_its_packages_up(rendered):
