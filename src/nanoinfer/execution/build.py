@@ -10,13 +10,13 @@ import torch
 from nanoinfer.config import ConfigError
 from nanoinfer.execution import memory
 from nanoinfer.execution.contract import Execution
-from nanoinfer.execution.cuda_graphs import GraphSizes, graph_sizes
+from nanoinfer.execution.cuda_graphs import GraphSizes, graph_sizes, nothing_collected
 from nanoinfer.execution.devices import resolve_device, resolve_dtype
 from nanoinfer.execution.group import smallest
 from nanoinfer.execution.runner import Runner
 from nanoinfer.execution.seeds import Seeds
 from nanoinfer.model.decoder import Decoder
-from nanoinfer.model.ops import compiling_kernels, select_ops
+from nanoinfer.model.ops import begin_compiling, compiling_kernels, select_ops
 from nanoinfer.model.parallel import SINGLE
 from nanoinfer.model.weights import draw_weights, load_checkpoint
 from nanoinfer.request import SamplingParams
@@ -39,12 +39,14 @@ def build_execution(
     Settings that cannot work are a ConfigError. With several ranks all of them call this together.
     """
     device = resolve_device(config.device)
+    begin_compiling(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # kernels and events go to the current device
     dtype = resolve_dtype(config.dtype, device)
     limit = longest_sequence(config, model_config)
     ops = select_ops(device, model_config.head_dim)
-    with compiling_kernels(device, dtype, parallel.local(model_config), config.block_size):
+    # A collection of garbage would stop all threads that compile, some of them more than once.
+    with nothing_collected(), compiling_kernels(device, dtype, parallel.local(model_config), config.block_size):
         model = load_model(
             config, model_config, folder, device=device, dtype=dtype, num_positions=limit, ops=ops, parallel=parallel
         )
@@ -164,17 +166,21 @@ def _pool_budget(config: EngineConfig, device: torch.device, needs: _Needs | Non
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """Device memory that an engine needs beside weights and KV pool: measured, and foreseen for the graphs."""
+    """Device memory that an engine needs beside weights and KV pool: measured, and foreseen for the graphs.
+
+    graphs_bytes  0 where there are none, and where the settings give the pool's size
+    """
 
     activations_bytes: int
     graphs_bytes: int
 
 
 def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolSizes, limit: int) -> _Needs:
-    """Run the largest step once, and capture a few graphs, on CUDA with a pool of one block.
+    """Run the largest step once, and capture a few graphs where the pool's size hangs on theirs, on CUDA.
 
-    Every row works in one block, because only sizes matter; all rows sample with every restriction. What counts is
-    what the allocator takes of the device: more than the tensors, because it cuts memory into pieces.
+    The pool has one block meanwhile, in which every row works, because only sizes matter; all rows sample with every
+    restriction. What counts is what the allocator takes of the device: more than the tensors, because it cuts memory
+    into pieces.
     """
     runner = _make_runner(model, ops, sizes.make_pool(0), config, limit)
     torch.cuda.synchronize(sizes.device)
@@ -184,7 +190,8 @@ def _measure_needs(model: Decoder, ops: Ops, config: EngineConfig, sizes: _PoolS
     runner.launch(_largest_step(config, limit)).tokens()
     tensors = torch.cuda.max_memory_allocated(sizes.device) - before[0]
     activations = max(tensors, torch.cuda.max_memory_reserved(sizes.device) - before[1])
-    graphs = _foresee_graphs(runner, graph_sizes(config, limit)) if config.cuda_graphs else 0
+    with_graphs = config.cuda_graphs and memory.takes_what_is_left(config)
+    graphs = _foresee_graphs(runner, graph_sizes(config, limit)) if with_graphs else 0
     return _Needs(activations, graphs)
 
 

@@ -143,8 +143,8 @@ class Graphs(Generic[Size]):
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Keep the garbage collector away from a capture: to destroy a graph of an engine that has ended would break it."""
+def nothing_collected() -> Iterator[None]:
+    """Keep the garbage collector away, from a capture above all: to destroy an ended engine's graph would break it."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -175,7 +175,7 @@ class CudaRecorder:
             torch.cuda.synchronize(self._device)
             free_before = torch.cuda.mem_get_info(self._device)[0]
             graph = torch.cuda.CUDAGraph()
-            with _nothing_collected():
+            with nothing_collected():
                 # Not the context manager `torch.cuda.graph`: that empties the allocator's cache before each capture.
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:

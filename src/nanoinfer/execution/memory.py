@@ -47,6 +47,11 @@ def unique_storage_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
+def takes_what_is_left(config: EngineConfig) -> bool:
+    """Whether no setting gives the KV pool's size: it takes what a device has left, and the rest must be foreseen."""
+    return config.num_kv_blocks is None and config.kv_cache_bytes is None
+
+
 def num_kv_blocks(config: EngineConfig, *, block_bytes: int, budget_bytes: int, required_tokens: int) -> int:
     """Decide how many blocks the KV pool has: an explicit number or size is honoured, otherwise the budget is spent.
 

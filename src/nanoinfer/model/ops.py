@@ -79,6 +79,14 @@ def select_ops(device: torch.device, head_dim: int) -> Ops:
     return _triton_ops()
 
 
+def begin_compiling(device: torch.device) -> None:
+    """Begin what compiling any kernel begins with and needs no device for; on a CPU there is nothing to compile."""
+    if device.type == "cuda":
+        from nanoinfer.kernels.ahead import compiler_ready  # noqa: PLC0415  Triton is there with CUDA only
+
+        compiler_ready()
+
+
 def compiling_kernels(
     device: torch.device, dtype: torch.dtype, config: ModelConfig, block_size: int
 ) -> AbstractContextManager[None]:

@@ -68,3 +68,10 @@ def test_the_step_that_takes_memory_in_advance_leaves_nothing_behind_for_request
         after = llm.generate([list(prompt)], seeded)[0].token_ids
     with LLM(model.folder, device="cpu", dtype="float32", max_num_seqs=3, num_kv_blocks=12) as llm:
         assert llm.generate([list(prompt)], seeded)[0].token_ids == after
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({}, True), ({"num_kv_blocks": 9}, False), ({"kv_cache_bytes": 900}, False)]
+)
+def test_only_a_pool_without_a_size_of_its_own_takes_what_is_left(options, wanted):
+    assert memory.takes_what_is_left(EngineConfig(model="m", memory_fraction=0.5, **options)) is wanted
