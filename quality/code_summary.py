@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -80,14 +79,7 @@ def totals(files: Iterable[FileMetrics], functions: Sequence[FunctionMetrics]) -
 
 def by_package(code: CodeMetrics) -> dict[str, Totals]:
     """Totals of every package, in the order of their names."""
-    files: defaultdict[str, list[FileMetrics]] = defaultdict(list)
-    functions: defaultdict[str, list[FunctionMetrics]] = defaultdict(list)
-    package_of = {file.file: file.package for file in code.files}
-    for file in code.files:
-        files[file.package].append(file)
-    for function in code.functions:
-        functions[package_of[function.file]].append(function)
-    return {package: totals(files[package], functions[package]) for package in sorted(files)}
+    return {package: totals(files, functions) for package, (files, functions) in code.by_package().items()}
 
 
 def complexities(functions: Iterable[FunctionMetrics], tool: Tool) -> list[int]:

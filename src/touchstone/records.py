@@ -485,6 +485,18 @@ class CodeMetrics(Record):
     differences: dict[str, int] = Field(description="cause -> number of functions or files where the tools differ")
     unexplained: tuple[str, ...] = Field(description="file:line of differences without a known cause; must be empty")
 
+    def by_package(self) -> dict[str, tuple[list[FileMetrics], list[FunctionMetrics]]]:
+        """Files and functions of every package, in the order of their names."""
+        package_of = {file.file: file.package for file in self.files}
+        parts: dict[str, tuple[list[FileMetrics], list[FunctionMetrics]]] = {
+            package: ([], []) for package in sorted(set(package_of.values()))
+        }
+        for file in self.files:
+            parts[file.package][0].append(file)
+        for function in self.functions:
+            parts[package_of[function.file]][1].append(function)
+        return parts
+
 
 class QualityAttempt(Record):
     """Test 4.1 as one ledger entry."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -181,14 +180,7 @@ def complexities(functions: Iterable[FunctionMetrics]) -> dict[str, tuple[int, .
 
 
 def _packages(code: CodeMetrics) -> tuple[PackageRow, ...]:
-    files: defaultdict[str, list[FileMetrics]] = defaultdict(list)
-    functions: defaultdict[str, list[FunctionMetrics]] = defaultdict(list)
-    package_of = {file.file: file.package for file in code.files}
-    for file in code.files:
-        files[file.package].append(file)
-    for function in code.functions:
-        functions[package_of[function.file]].append(function)
-    return tuple(_package_row(Code(name), files[name], functions[name]) for name in sorted(files))
+    return tuple(_package_row(Code(name), files, functions) for name, (files, functions) in code.by_package().items())
 
 
 def _package_row(package: Printable, files: Sequence[FileMetrics], functions: Sequence[FunctionMetrics]) -> PackageRow:
