@@ -10,7 +10,7 @@ from touchstone.verify.custody import OUTSIDE_REASONS
 from touchstone.verify.observed import METRICS, Observation, Value, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from touchstone.verify.custody import Evidence
 
@@ -92,19 +92,11 @@ def gather(evidence: Evidence) -> dict[str, TestEvidence]:
 def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
     test_id = planned["test_id"]
     records = [record for record in evidence.of_kind("attempt") if record.body["test_id"] == test_id]
-    units = [unit["unit_id"] for unit in evidence.plan["units"] if unit["test_id"] == test_id]
-    chosen: dict[str, Json] = {}
-    for record in records:
-        if record.body["valid"] and record.body["unit_id"] in units:
-            chosen.setdefault(record.body["unit_id"], record.body)
+    units = [unit for unit in evidence.plan["units"] if unit["test_id"] == test_id]
+    chosen = _first_valid([record.body for record in records], {unit["unit_id"] for unit in units})
     return TestEvidence(
         planned=planned,
-        units_of_arms=Counter(
-            arm
-            for unit in evidence.plan["units"]
-            if unit["test_id"] == test_id
-            for arm in dict.fromkeys(unit["arm_order"])
-        ),
+        units_of_arms=Counter(arm for unit in units for arm in dict.fromkeys(unit["arm_order"])),
         arms_of_units={unit["unit_id"]: unit["arm_order"] for unit in evidence.plan["units"]},
         attempts=tuple(record.body for record in records),
         lines=tuple(record.line for record in records),
@@ -115,6 +107,15 @@ def _gather(evidence: Evidence, planned: Json) -> TestEvidence:
             if attempt.get("repeated") is not None
         },
     )
+
+
+def _first_valid(attempts: Iterable[Json], names: Collection[str]) -> dict[str, Json]:
+    """Return the attempt that counts for each planned unit that has one, in the ledger's order."""
+    chosen: dict[str, Json] = {}
+    for attempt in attempts:
+        if attempt["valid"] and attempt["unit_id"] in names:
+            chosen.setdefault(attempt["unit_id"], attempt)
+    return chosen
 
 
 def _runs(evidence: Evidence, attempt: Json, planned: Json) -> Iterator[TimedRun]:

@@ -116,28 +116,26 @@ def _checklist_numbers(case: Case) -> frozenset[str]:
     statistics = [item for told in measured for item in told["statistics"]]
     keys = [item for item in statistics if item["key"]]
     chapters = [told for told in measured if "@" not in told["test_id"]]
-    metrics = sum(len({item["metric"] for item in told["statistics"]}) for told in chapters)
-    compared = [
-        measure.metric
-        for told in chapters
-        if told["test_id"] in case.experiments
-        for measure in case.experiments[told["test_id"]].measures
-        if measure.result is not None and measure.metric in COMPARISONS
-    ]
-    templates = GLOSSARY.parent
     counts = (
         len(evidence.attempts()) + len(evidence.of_kind("quality")),
         len(evidence.lines),
-        metrics + len(compared),
+        sum(len({item["metric"] for item in told["statistics"]}) + _num_compared(case, told) for told in chapters),
         sum(len(attempt["measurements"]) for attempt in evidence.attempts() if attempt["valid"]),
         len(measured),
-        len(list(templates.glob("*.j2"))),
+        len(list(GLOSSARY.parent.glob("*.j2"))),
         *_searched(evidence.environment["source"].get("clock")),
         sum(item["verdict"] in {"STABLE", "EXACT"} for item in keys),
         len(keys),
         min((item["n"] for item in keys), default=0),
     )
     return frozenset(map(str, counts))
+
+
+def _num_compared(case: Case, told: Json) -> int:
+    """Count the fields of a test that compare its arms: they are no metric of one arm."""
+    experiment = case.experiments.get(told["test_id"])
+    measures = () if experiment is None else experiment.measures
+    return sum(measure.result is not None and measure.metric in COMPARISONS for measure in measures)
 
 
 def _searched(clock: Json | None) -> tuple[int, ...]:
