@@ -69,11 +69,14 @@ def front_page(run: Run, tests: Sequence[TestView]) -> FrontPage:
     """Choose the rows of the first page from the views of the tests, in the plan's order."""
     keys = [statistics for result in run.results for statistics in result.statistics if statistics.key]
     effects = {result.test_id: result.effects for result in run.results}
+    ideas = [test for test in tests if _part(test) == IDEAS]
+    peers = [test for test in tests if _part(test) == PEERS]
+    others = [test for test in tests if _part(test) not in {IDEAS, PEERS}]
     return FrontPage(
-        numbers=tuple(row for test in tests if _part(test) not in {IDEAS, PEERS} for row in _key_rows(test)),
-        ideas=tuple(row for test in tests if _part(test) == IDEAS for row in _idea_rows(test, effects[test.test_id])),
-        where=tuple(row for test in tests if _part(test) == IDEAS for row in _where_rows(test)),
-        peers=tuple(row for test in tests if _part(test) == PEERS for row in _key_rows(test)),
+        numbers=tuple(row for test in others for row in _key_rows(test)),
+        ideas=tuple(row for test in ideas for row in _idea_rows(test, effects[test.test_id])),
+        where=tuple(row for test in ideas for row in _where_rows(test)),
+        peers=tuple(row for test in peers for row in _key_rows(test)),
         num_settled=sum(statistics.verdict in _SETTLED for statistics in keys),
         num_key=len(keys),
     )
