@@ -24,21 +24,24 @@ _RATES = ("flops_per_s", "bytes_per_s")
 def machine_faults(evidence: Evidence, test: TestEvidence, told: Json) -> Iterator[str]:
     """Say where the summaries of canary and telemetry are not those of the test's valid attempts, or a check errs."""
     runs = [run for attempt in test.attempts if attempt["valid"] for run in attempt["measurements"]]
-    for name, mine in (("canary", canary_summary(evidence, runs)), ("telemetry", telemetry_summary(runs))):
-        found = told[name]
-        if mine is None or found is None:
-            if mine is not found:
-                yield f"{name} is {'missing' if found is None else 'given, and the ledger holds none'}"
-            continue
-        yield from differences(mine, found, name)
-    passed = {check["id"]: check["passed"] for check in told["checks"]}
+    yield from _summary_faults("canary", canary_summary(evidence, runs), told["canary"])
+    yield from _summary_faults("telemetry", telemetry_summary(runs), told["telemetry"])
     engines = any(arm["engine"] is not None for arm in test.planned["arms"])  # a slow engine is a finding there
-    for check, fails in (
-        ("machine_steady", _unsteady(evidence, runs)),
-        ("not_far_below_roofline", None if engines else far_below(told["statistics"])),
-    ):
-        if passed.get(check) != (None if fails is None else not fails):
+    fails = {
+        "machine_steady": _unsteady(evidence, runs),
+        "not_far_below_roofline": None if engines else far_below(told["statistics"]),
+    }
+    passed = {check["id"]: check["passed"] for check in told["checks"]}
+    for check, failed in fails.items():
+        if passed.get(check) != (None if failed is None else not failed):
             yield f"the check {check} is told otherwise than the ledger gives it"
+
+
+def _summary_faults(name: str, mine: Json | None, told: Json | None) -> Iterator[str]:
+    if mine is not None and told is not None:
+        yield from differences(mine, told, name)
+    elif mine is not told:
+        yield f"{name} is {'missing' if told is None else 'given, and the ledger holds none'}"
 
 
 def canary_summary(evidence: Evidence, runs: list[Json]) -> Json | None:
