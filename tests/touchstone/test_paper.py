@@ -84,6 +84,15 @@ def test_each_arm_of_a_metric_is_quoted(sample, glossary):
     assert [line.split("`")[3] for line in lines] == ["off", "on"]
 
 
+@pytest.mark.parametrize(("language", "colon"), [("en", ": "), ("zh", "：")])
+@pytest.mark.parametrize("words", ["metrics 2.1 cache_hit_rate", "metrics 1.1 peak_concurrency"])
+def test_a_quoted_metric_and_its_arm_stand_apart_by_the_colon_of_the_language(sample, glossary, words, language, colon):
+    lines = quoted(sample, glossary, words, language).splitlines()
+    for line in lines:
+        assert re.fullmatch(rf"- [^`]+ `{words.split()[-1]}`{colon}`\w+`(: \*\*|：\*\*| ).*", line), line
+    assert lines
+
+
 def test_a_supporting_metric_is_quoted_from_its_table(sample, glossary):
     line = quoted(sample, glossary, "metrics 1.1 peak_concurrency")
     assert "`default`" in line

@@ -87,7 +87,7 @@ class _Source:
     def __init__(self, report: str, language: Language, glossary: Glossary, folder: str) -> None:
         self._lines = tuple(_placed(report))
         self._folder = folder
-        self._term = {key: term[language].strip() for key, term in glossary.terms.items()}
+        self._term = {key: term[language] for key, term in glossary.terms.items()}
         self._kinds: Mapping[str, Callable[[list[str]], Iterable[str]]] = {
             "key-numbers": lambda _: self._table("share_of_bound"),
             "ideas": lambda _: self._table("does_it_pay"),
