@@ -59,9 +59,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from nanoinfer import ConfigError
-from nanoinfer.model.ops import select_ops
+from nanoinfer.model.ops import begin_compiling
 
-select_ops(torch.device("cuda"), 64)  # what an engine on a GPU begins with
+begin_compiling(torch.device("cuda"))  # what an engine on a GPU begins with
 from nanoinfer.kernels.fused import _silu_kernel
 
 signature = {"gate_up": "*fp16", "out": "*fp16", "WIDTH": "constexpr", "TILE": "constexpr"}
@@ -218,6 +218,7 @@ def test_a_hub_cache_that_can_be_written_is_filled(tmp_path, hub_cache):
     assert folder.is_relative_to(tmp_path / "cache")
 
 
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")
 @pytest.mark.parametrize("fault", [in_place_of_the_folder, in_a_read_only_folder, on_a_full_disk])
 def test_a_hub_cache_that_cannot_be_written_is_named_with_a_remedy(tmp_path, small_disk, hub_cache, fault):
     folder, reason = fault(tmp_path, small_disk)

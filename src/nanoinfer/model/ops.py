@@ -83,7 +83,9 @@ def begin_compiling(device: torch.device) -> None:
     """Begin what compiling any kernel begins with and needs no device for; on a CPU there is nothing to compile."""
     if device.type == "cuda":
         from nanoinfer.kernels.ahead import compiler_ready  # noqa: PLC0415  Triton is there with CUDA only
+        from nanoinfer.model import kernel_cache  # noqa: PLC0415  likewise
 
+        kernel_cache.install()
         compiler_ready()
 
 
@@ -115,9 +117,7 @@ def compiling_kernels(
 
 def _triton_ops() -> Ops:
     from nanoinfer.kernels import decode_attention, decode_inputs, few_rows, fused, linear, prefill_attention, sampling  # noqa: PLC0415  Triton is there with CUDA only
-    from nanoinfer.model import kernel_cache  # noqa: PLC0415  likewise
 
-    kernel_cache.install()
     return Ops(
         rms_norm=fused.rms_norm,
         add_rms_norm=fused.add_rms_norm,
