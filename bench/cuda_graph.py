@@ -5,7 +5,8 @@ Compare    the same requests, CUDA graphs off against on; nothing else differs.
 Workload   short prompts and long outputs, so that nearly all steps are pure decode; all submitted at once.
 Sweep      batches from one request to 256.
 Measure    host time from the beginning of a decode step until its launch has returned; decode tokens step by step; the
-           device's own time of each step; seconds and bytes that capturing the graphs took, once, before the first run.
+           time between the device events at both ends of each step; seconds and bytes that capturing the graphs took,
+           once, before the first run.
 Derived    overhead reduction = 1 - host time on / host time off; improvement = decode rate on / decode rate off - 1;
            earned back after capture seconds / (seconds a token off - seconds a token on) tokens, or never.
 Accept     both arms return equal token counts; the "on" arm's decode steps were replayed from graphs.
@@ -19,7 +20,7 @@ SWEPT = (
     Measure("decode_throughput"),
     Measure("decode_step_time"),
     Measure("cpu_overhead"),
-    Measure("device_idle_share"),
+    Measure("device_idle_between_steps"),
 )
 
 
@@ -42,10 +43,11 @@ EXPERIMENT = Experiment(
     method=Bilingual(
         "The same requests run with CUDA graphs off and on, in paired blocks of alternating order (ABBA or BAAB by a "
         "seeded coin), each arm on an engine of its own. Host time until the launch has returned is measured for every "
-        "decode step, and so is the device's own time, apart from the wall-clock time. The engine times the capture of "
+        "decode step, and so is the time between the device events at its ends, which holds the gaps between its "
+        "kernels. The engine times the capture of "
         "its graphs and reads the device's free memory before and after it.",
         "同一批请求分别在 CUDA 图关闭与开启时运行，按成对区组交替排序（由种子决定 ABBA 或 BAAB），"
-        "每一组使用独立的引擎。对每个解码步单独测量主机耗时（直到启动调用返回）与设备自身耗时，均与墙钟时间分开。"
+        "每一组使用独立的引擎。对每个解码步单独测量主机耗时（直到启动调用返回），以及该步首尾设备事件之间的时间（含核函数之间的空隙）。"
         "引擎对捕获过程计时，并在前后读取设备的空闲显存。",
     ),
     workload=batch(8),

@@ -120,7 +120,7 @@ class StepTrace(Record):
     begin_ns: int
     launched_ns: int | None = Field(description="when the host had launched the step; None where no one can tell")
     end_ns: int
-    device_ns: int | None
+    device_ns: int | None = Field(description="between the device events at its ends, gaps between kernels included")
     rank: int = Field(default=0, description="data-parallel replica that made the step; replicas overlap in time")
 
 

@@ -75,7 +75,7 @@ FACTS = RunFacts(
         ("prefill_step_time", 100.0),
         ("decode_step_time", 10.0),
         ("cpu_overhead", 2.0),
-        ("device_idle_share", 20.0),
+        ("device_idle_between_steps", 20.0),
         ("cache_hit_rate", 20.0),
         ("cached_tokens", 40.0),
         ("prompt_tokens_computed", 160.0),
@@ -207,7 +207,7 @@ def test_fact_missing_in_one_request_makes_the_metric_not_available(metric, chan
 
 def test_device_time_missing_in_one_step_makes_the_idle_share_not_available():
     steps = (*FACTS.trace.steps[:-1], FACTS.trace.steps[-1].model_copy(update={"device_ns": None}))
-    reason("device_idle_share", RunFacts(FACTS.trace.model_copy(update={"steps": steps})))
+    reason("device_idle_between_steps", RunFacts(FACTS.trace.model_copy(update={"steps": steps})))
 
 
 def test_memory_is_not_available_where_it_was_not_measured():

@@ -58,7 +58,7 @@ THROUGHPUT = experiment(
         Measure("e2e_throughput", result="e2e_throughput", key=True),
         Measure("total_time", result="total_time", key=True),
         Measure("preemptions"),
-        Measure("device_idle_share"),
+        Measure("device_idle_between_steps"),
     ),
 )
 MEMORY = experiment("1.3", (Measure("model_weight_memory", result="model_weight_memory_gb", key=True),))
@@ -129,7 +129,7 @@ def test_evidence_names_the_ledger_lines_of_plan_environment_and_attempts(tmp_pa
 
 
 def test_metric_that_cannot_be_had_is_withheld_with_its_reason_in_both_languages(tmp_path):
-    item = statistic(by_id(throughput_run(tmp_path).write())["1.1"], "device_idle_share")
+    item = statistic(by_id(throughput_run(tmp_path).write())["1.1"], "device_idle_between_steps")
     assert item.median is None
     assert "not recorded" in item.withheld
     assert "设备" in item.withheld_zh

@@ -215,8 +215,11 @@ def cpu_overhead(facts: RunFacts) -> Measured:
     return Quantity(milliseconds / len(steps), Unit.MILLISECONDS, len(steps), terms)
 
 
-def device_idle_share(facts: RunFacts) -> Measured:
-    """Share of the pure decode steps' attributed time in which the device did not work, in per cent."""
+def device_idle_between_steps(facts: RunFacts) -> Measured:
+    """Share of the pure decode steps' attributed time outside the device events at their ends, in per cent.
+
+    Gaps between the kernels of a step lie between its events: how long no kernel runs only a profiler tells.
+    """
     steps = samples.steps_of_kind(facts.trace, "decode")
     if isinstance(steps, NotAvailable):
         return steps

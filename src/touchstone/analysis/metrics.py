@@ -2,8 +2,8 @@
 
 Symbols, for request i: arrival a, first scheduled s, first token on the host f, last token on the host e, prompt
 tokens L, cached prompt tokens c, output tokens that came back n. For step j: prefill tokens p, decode tokens d,
-attributed time t (see `touchstone.analysis.samples.attribute_time`), begin b, launch returned l, device time g. T is
-the window from the first arrival to the last token. 1 GB is 10^9 bytes.
+attributed time t (see `touchstone.analysis.samples.attribute_time`), begin b, launch returned l, time between the
+device events at its ends g. T is the window from the first arrival to the last token. 1 GB is 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -386,15 +386,19 @@ _RUN_METRICS = (
         formulas.cpu_overhead,
     ),
     MetricDefinition(
-        "device_idle_share",
+        "device_idle_between_steps",
         Unit.PERCENT,
-        Bilingual("device idle share in decode steps", "解码步内设备空闲占比"),
+        Bilingual("device idle between decode steps", "解码步之间的设备空闲占比"),
         r"100 \cdot \left(1 - \frac{\sum g_j}{\sum t_j}\right)",
         Bilingual(
-            "device events inside the attributed time of the pure decode steps", "设备事件计时，除以纯解码步的归属时间"
+            "time between the device events before the first and after the last kernel of each pure decode step, over "
+            "the step's attributed time; gaps between the kernels inside a step are not idle here, they count as "
+            "device time",
+            "每个纯解码步首个核函数之前与最后一个核函数之后的设备事件之间的时间，除以该步的归属时间；"
+            "步内核函数之间的空隙在此不计为空闲，而计入设备时间",
         ),
         Better.LOWER,
-        formulas.device_idle_share,
+        formulas.device_idle_between_steps,
     ),
     MetricDefinition(
         "communication_share",

@@ -308,7 +308,7 @@ def _per_step(
     return Value(total / count, count, {symbol: total, "N": count})
 
 
-def _idle(run: Observation) -> Value | None:
+def _idle_between_steps(run: Observation) -> Value | None:
     found = _kind(run, "decode")
     if found is None or run.steps is None:
         return None
@@ -446,7 +446,7 @@ METRICS: Mapping[str, Metric] = {
         "tokens/step", lambda run: _per_step(run, "mixed", r"\sum (p_j + d_j)", lambda s: s.prefill + s.decode, 1)
     ),
     "cpu_overhead": Metric("ms", lambda run: _per_step(run, "decode", r"\sum (l_j - b_j)", lambda s: s.host, 1e6)),
-    "device_idle_share": Metric("%", _idle),
+    "device_idle_between_steps": Metric("%", _idle_between_steps),
     "communication_share": Metric("%", _communication),
     "cache_hit_rate": Metric("%", _hit_rate, counted=True),
     "cached_tokens": Metric("tokens", _cached, counted=True),
