@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from touchstone.analysis.metrics import COMPARISONS, Better
@@ -73,10 +74,10 @@ def front_page(run: Run, tests: Sequence[TestView]) -> FrontPage:
     peers = [test for test in tests if _part(test) == PEERS]
     others = [test for test in tests if _part(test) not in {IDEAS, PEERS}]
     return FrontPage(
-        numbers=tuple(row for test in others for row in _key_rows(test)),
-        ideas=tuple(row for test in ideas for row in _idea_rows(test, effects[test.test_id])),
-        where=tuple(row for test in ideas for row in _where_rows(test)),
-        peers=tuple(row for test in peers for row in _key_rows(test)),
+        numbers=tuple(chain.from_iterable(map(_key_rows, others))),
+        ideas=tuple(chain.from_iterable(_idea_rows(test, effects[test.test_id]) for test in ideas)),
+        where=tuple(chain.from_iterable(map(_where_rows, ideas))),
+        peers=tuple(chain.from_iterable(map(_key_rows, peers))),
         num_settled=sum(statistics.verdict in _SETTLED for statistics in keys),
         num_key=len(keys),
     )

@@ -61,7 +61,13 @@ class LineRules:
             yield from self._data(place)
         elif place.metric is not None and text.startswith(f"**{self._words['roofline']}**"):
             yield from self._roofline_line(place)
-        elif text.startswith(self._words["worked_example"]) and (code := CODE.search(text)):
+        else:
+            yield from self._told_line(place)
+
+    def _told_line(self, place: Place) -> Iterator[str]:
+        """Check a line that is neither a table's nor a metric's data: an example, the first page, the provenance."""
+        text = place.text
+        if text.startswith(self._words["worked_example"]) and (code := CODE.search(text)):
             self._arm = code.group(1)
             yield from self._explained(place, self._example_numbers(place))
         elif place.chapter == "summary" and "`ledger.jsonl`" in text:
