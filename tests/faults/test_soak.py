@@ -9,6 +9,7 @@ from nanoinfer import LLM
 from tools import soak
 
 
+@pytest.mark.no_cover  # thousands of steps of an engine whose lines its own tests count
 def test_a_few_seconds_of_random_requests_leak_nothing_and_change_no_token(folder, monkeypatch):
     monkeypatch.setattr(soak, "MAX_SAMPLED", 6)
     seen = soak.soak_engines(folder, minutes=5 / 60)

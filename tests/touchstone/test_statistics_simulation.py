@@ -14,6 +14,8 @@ import pytest
 from tools import simulate_statistics as simulate
 from touchstone.analysis.statistics import EffectVerdict, Reproduction, compare_with_paper
 
+pytestmark = pytest.mark.no_cover  # thousands of calls of what test_statistics covers
+
 REPEATS = 150
 
 

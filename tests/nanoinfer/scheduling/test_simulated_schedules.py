@@ -86,7 +86,7 @@ class AnySchedule(RuleBasedStateMachine):
             self.engine.drain().check_all_ended_well()
 
 
-TestAnySchedule = AnySchedule.TestCase
+TestAnySchedule = pytest.mark.no_cover(AnySchedule.TestCase)  # the crowds below pass the same lines
 TestAnySchedule.settings = settings(
     max_examples=120,
     stateful_step_count=30,

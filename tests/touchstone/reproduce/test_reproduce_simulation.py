@@ -14,6 +14,8 @@ from touchstone.reproduce.claims import Claim
 from touchstone.reproduce.comparison import _unpaired
 from touchstone.reproduce.outcomes import REFUTED, ClaimVerdict
 
+pytestmark = pytest.mark.no_cover  # thousands of calls of what test_reproduce_verdicts covers
+
 EXPERIMENTS = 120
 # Three standard errors of a share of 5 % in that many experiments: a correct rule fails with one seed in 700.
 SLACK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / EXPERIMENTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import json
 import multiprocessing
@@ -20,7 +19,7 @@ from tests.touchstone.verify.paper_size_run import write_paper_size_run
 from tests.touchstone.verify.told import RemakingHere, Story
 from touchstone import cli
 from touchstone.reporting import report
-from touchstone.verify import again, custody, typed_in, verification
+from touchstone.verify import again, custody, verification
 from touchstone.verify.gathered import gather
 from touchstone.verify.outcome import NotARunError
 from touchstone.verify.places import Report
@@ -61,9 +60,8 @@ def _no_figures(monkeypatch):
 
 @pytest.fixture
 def quick(run, monkeypatch):
-    """Compare with what was made again once, instead of making it for every flip; no flip changes the templates."""
+    """Compare with what was made again once, instead of making it for every flip."""
     monkeypatch.setattr(verification, "Remaking", RemakingHere)
-    monkeypatch.setattr(typed_in, "typed_in_numbers", functools.cache(typed_in.typed_in_numbers))
     monkeypatch.setattr(again, "made_again", lambda folder, _: again.differences(folder, run.made))
     return lambda folder: verify_run(folder, run.experiments)
 
