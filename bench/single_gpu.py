@@ -36,6 +36,7 @@ EXPERIMENT = Experiment(
         Measure("kv_cache_per_device"),
         Measure("peak_memory_per_device"),
         Measure("communication_share"),
+        Measure("device_busy_share"),
     ),
     requires=frozenset({"GPU"}),
     measure_memory=True,

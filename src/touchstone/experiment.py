@@ -157,7 +157,7 @@ class Experiment:
     runs in processes of its own. `without` names engines that are left out, each with the reason, and
     `warmup_output_tokens` the most output tokens of a warm-up, where its prompts alone touch every shape.
     `steady` says that what is measured barely varies, so that fewer processes show it; `profile_devices` ends each
-    process with a run under a profiler, which is not timed.
+    process with a run of each arm under a profiler, which is not timed.
     """
 
     plan_id: str

@@ -320,7 +320,7 @@ class PlannedTest(Record):
     absent_arms: tuple[AbsentArm, ...] = Field(default=(), description="declared arms that are not run")
     warmup_output_tokens: int | None = Field(default=None, description="most output tokens of a warm-up request")
     prompts_of: str | None = Field(default=None, description="test whose seeds, and so prompts, this one shares")
-    profile_devices: bool = Field(default=False, description="whether a process ends with a profiled run, untimed")
+    profile_devices: bool = Field(default=False, description="whether a process ends with a profiled run of each arm")
 
 
 class NotMeasured(Record):
@@ -407,6 +407,7 @@ class Measurement(Record):
 class DeviceWork(Record):
     """What one GPU did in a profiled run, by its kernels; `communication_ns` holds the waiting for other GPUs."""
 
+    arm: str | None = Field(default=None, description="whose engine was profiled; None is the unit's only arm")
     device: str
     span_ns: int = Field(description="from the begin of the first kernel or copy to the end of the last")
     busy_ns: int = Field(description="part of the span in which at least one of them ran")
@@ -430,7 +431,8 @@ class Attempt(Record):
     measurements: tuple[Measurement, ...]
     device_work: tuple[DeviceWork, ...] | None = Field(
         default=None,
-        description="one more run after the timed ones, of other prompts, under a profiler; None where none was made",
+        description="one more run of each arm after the timed ones, of other prompts, under a profiler; None where "
+        "none was made",
     )
     repeated: Measurement | None = Field(
         default=None,

@@ -6,7 +6,7 @@ import pytest
 
 from touchstone.canonical import canonical_json, sha256_hex
 from touchstone.ledger import NO_PREVIOUS, Ledger, LedgerError, read_ledger
-from touchstone.records import EntryKind, ModelSpec, RunEvent, RunPlan
+from touchstone.records import Attempt, DeviceWork, EntryKind, ModelSpec, RunEvent, RunPlan
 from touchstone.verify.custody import Evidence, check_schemas, read_chain
 
 
@@ -187,3 +187,38 @@ def test_two_writers_of_one_ledger_are_refused(path):
         ledger.append(EntryKind.EVENT, event("b"))
     assert len(read_ledger(path)) == 2
     Ledger.resume(path).close()
+
+
+def test_device_work_that_names_no_arm_keeps_its_line_and_is_the_only_arms(path):
+    """Lines from before arms were named say nothing of them; reading changes neither the line nor its hash."""
+    work = DeviceWork(device="cuda:0", span_ns=3, busy_ns=2, communication_ns=1)
+    attempt = Attempt(
+        unit_id="3.1-p0",
+        test_id="3.1",
+        attempt=1,
+        valid=True,
+        reason=None,
+        started_at="2026-01-01T00:00:00+00:00",
+        ended_at="2026-01-01T00:00:00+00:00",
+        environment_fingerprint=NO_PREVIOUS,
+        plan_sha256=NO_PREVIOUS,
+        engine=None,
+        startup_s=None,
+        measurements=(),
+        device_work=(work,),
+    )
+    with Ledger.create(path) as ledger:
+        ledger.append(EntryKind.ATTEMPT, attempt)
+    raw = json.loads(path.read_bytes())
+    del raw["body"]["device_work"][0]["arm"]
+    path.write_bytes(old := rehash(raw))
+    (entry,) = read_ledger(path)
+    assert entry.body.device_work == (work,)
+    assert entry.body.device_work[0].arm is None
+    assert entry.sha256 == json.loads(old)["sha256"]
+    with Ledger.resume(path) as ledger:
+        ledger.append(EntryKind.EVENT, event("later"))
+    assert path.read_bytes().startswith(old)
+    evidence = Evidence(path.parent)
+    assert read_chain(evidence) == ()
+    assert check_schemas(evidence) == ()

@@ -231,8 +231,25 @@ def test_the_share_of_collectives_is_that_of_all_devices_together():
         for rank, span, spent in ((0, 6, 1), (1, 10, 3))
     )
     assert value("communication_share", replace(FACTS, device_work=work)) == 25.0
-    for silent in (None, ()):
-        assert "collectives" in reason("communication_share", replace(FACTS, device_work=silent))
+    assert "collectives" in reason("communication_share", FACTS)
+
+
+def test_the_share_of_time_with_a_kernel_is_that_of_all_devices_together():
+    work = tuple(
+        DeviceWork(arm="off", device=f"cuda:{rank}", span_ns=span * MS, busy_ns=busy * MS, communication_ns=0)
+        for rank, span, busy in ((0, 6, 1), (1, 10, 3))
+    )
+    assert value("device_busy_share", replace(FACTS, device_work=work[:1])) == pytest.approx(100 / 6)
+    assert value("device_busy_share", replace(FACTS, device_work=work)) == 25.0
+    assert "no run of this arm was profiled" in reason("device_busy_share", FACTS)
+
+
+def test_gaps_between_the_kernels_of_a_step_are_no_idle_time_between_steps():
+    """A step whose kernels take a tenth of it is as busy by its events as one that they fill."""
+    whole = RunFacts(make_trace(decode_ms=10, device_ms=10))
+    assert value("device_idle_between_steps", whole) == 0.0
+    profile = DeviceWork(arm=None, device="cuda:0", span_ns=10 * MS, busy_ns=MS, communication_ns=0)
+    assert value("device_busy_share", replace(whole, device_work=(profile,))) == 10.0
 
 
 def test_replicas_that_work_at_the_same_time_share_the_clock():

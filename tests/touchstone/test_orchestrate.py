@@ -436,8 +436,68 @@ def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tm
     for request in (one, two, other):
         result = worker.WorkerResult.model_validate_json(Path(request.result_file).read_bytes())
         assert result.reason is None
-        assert result.device_work is not None
+        assert [work.arm for work in result.device_work or ()] == [request.arms[0].name]
         assert result.measurements
+
+
+def test_each_arm_of_a_process_is_profiled_on_its_own_engine_with_the_same_prompts(fake, tmp_path, monkeypatch):
+    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+
+    profiled = []
+
+    class Profiling(FakeEngine):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.capabilities = replace(self.capabilities, profiles_devices=self.options["color"] != "green")
+
+        def profile(self, requests, *, concurrency=None):
+            assert concurrency is None
+            color = self.options["color"]
+            profiled.append((color, [request.prompt_token_ids for request in requests]))
+            return (DeviceWork(device=f"of {color}", span_ns=2, busy_ns=1, communication_ns=0),)
+
+    monkeypatch.setattr(worker, "build_engine", Profiling)
+    arms = tuple(
+        ArmSpec(name=name, options={"color": color})
+        for name, color in (("off", "red"), ("on", "blue"), ("other", "green"))
+    )
+    request = worker_request(fake, tmp_path, "off", "on", "other").model_copy(
+        update={"arms": arms, "profile_devices": True, "read_canary": False}
+    )
+    worker._work_off([request])
+    result = worker.WorkerResult.model_validate_json(Path(request.result_file).read_bytes())
+    assert result.reason is None
+    assert [(work.arm, work.device) for work in result.device_work or ()] == [("off", "of red"), ("on", "of blue")]
+    assert [color for color, _ in profiled] == ["red", "blue"]
+    assert profiled[0][1] == profiled[1][1], "the same work in every arm"
+
+
+def test_units_of_one_seed_are_profiled_on_prompts_of_their_own(fake, tmp_path, monkeypatch):
+    """An engine that serves both would find the first one's prompts in its prefix cache."""
+    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+
+    prompts = []
+
+    class Profiling(FakeEngine):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.capabilities = replace(self.capabilities, profiles_devices=True, forgets_prompts=True)
+
+        def forget_prompts(self):
+            return True
+
+        def profile(self, requests, *, concurrency=None):
+            assert concurrency is None
+            prompts.extend(request.prompt_token_ids for request in requests)
+
+    monkeypatch.setattr(worker, "build_engine", Profiling)
+    one = worker_request(fake, tmp_path, "one").model_copy(update={"profile_devices": True, "read_canary": False})
+    other = one.unit.model_copy(update={"unit_id": "other", "seed": one.unit.seed})
+    worker._work_off([one, one.model_copy(update={"unit": other})])
+    assert len(prompts) == 2
+    assert prompts[0] != prompts[1]
+    result = worker.WorkerResult.model_validate_json(Path(one.result_file).read_bytes())
+    assert (result.reason, result.device_work) == (None, None), "a processor has no kernels to tell of"
 
 
 def worker_request(fake, directory, *arms):

@@ -36,7 +36,7 @@ Draw: TypeAlias = Callable[[Trace], Sequence[float] | samples.Nanoseconds | NotA
 class RunFacts:
     """What one timed run left behind; `graphs` is what capturing them cost the arm's engine.
 
-    `device_work` is of the one profiled run of the same process.
+    `device_work` is of the one profiled run of the same arm in the same process, empty where none was made.
     """
 
     trace: Trace
@@ -45,7 +45,7 @@ class RunFacts:
     telemetry: Telemetry | None = None
     asked: Asked | None = None
     graphs: GraphCapture | None = None
-    device_work: tuple[DeviceWork, ...] | None = None
+    device_work: tuple[DeviceWork, ...] = ()
 
 
 def sample_ms(draw: Draw, trace: Trace) -> Milliseconds | NotAvailable:
@@ -232,14 +232,23 @@ def device_idle_between_steps(facts: RunFacts) -> Measured:
 
 
 def communication_share(facts: RunFacts) -> Measured:
-    """Share of the devices' time that their collectives take, in per cent, from the process's one profiled run."""
-    work = facts.device_work or ()
-    spans = sum(device.span_ns for device in work)
+    """Share of the devices' time that their collectives take, in per cent, from the profiled run."""
+    spent = sum(device.communication_ns for device in facts.device_work)
+    return _share_of_profile(facts, r"\sum k_i", spent, NO_COMMUNICATION)
+
+
+def device_busy_share(facts: RunFacts) -> Measured:
+    """Share of the devices' time in which a kernel or a copy runs, in per cent, from the profiled run."""
+    return _share_of_profile(facts, r"\sum v_i", sum(device.busy_ns for device in facts.device_work), NO_PROFILE)
+
+
+def _share_of_profile(facts: RunFacts, symbol: str, part_ns: int, missing: NotAvailable) -> Measured:
+    """Divide a part of what the devices did by the time from the first kernel of each to its last."""
+    spans = sum(device.span_ns for device in facts.device_work)
     if spans == 0:
-        return NO_COMMUNICATION
-    spent = sum(device.communication_ns for device in work)
-    terms = {r"\sum k_i": spent / NS_PER_MS, r"\sum w_i": spans / NS_PER_MS}
-    return Quantity(100 * spent / spans, Unit.PERCENT, len(work), terms)
+        return missing
+    terms = {symbol: part_ns / NS_PER_MS, r"\sum w_i": spans / NS_PER_MS}
+    return Quantity(100 * part_ns / spans, Unit.PERCENT, len(facts.device_work), terms)
 
 
 NO_LAUNCH = NotAvailable(
@@ -247,6 +256,12 @@ NO_LAUNCH = NotAvailable(
 )
 NO_COMMUNICATION = NotAvailable(
     Bilingual("the engine does not report the time of its collectives", "该引擎不报告集合通信的耗时")
+)
+NO_PROFILE = NotAvailable(
+    Bilingual(
+        "no run of this arm was profiled, and nothing else tells when a kernel ran",
+        "该组没有剖析运行，无从得知核函数何时在执行",
+    )
 )
 
 # --- cache and scheduling -------------------------------------------------------------------------------------------

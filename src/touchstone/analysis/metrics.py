@@ -401,6 +401,21 @@ _RUN_METRICS = (
         formulas.device_idle_between_steps,
     ),
     MetricDefinition(
+        "device_busy_share",
+        Unit.PERCENT,
+        Bilingual("share of the time in which the device runs a kernel", "设备执行核函数的时间占比"),
+        r"100 \cdot \frac{\sum v_i}{\sum w_i}",
+        Bilingual(
+            "one profiled run of other prompts after the timed ones, prompt steps included: time in which at least one "
+            "kernel or copy runs, over the time from each device's first one to its last; the profiler slows the host "
+            "down, so that without it the share can be higher",
+            "计时运行之后用其他提示再作一次剖析运行（含预填充步）：至少有一个核函数或拷贝在执行的时间，"
+            "除以各设备从首个至最后一个的时间；剖析会拖慢主机，不剖析时的占比可能更高",
+        ),
+        Better.HIGHER,
+        formulas.device_busy_share,
+    ),
+    MetricDefinition(
         "communication_share",
         Unit.PERCENT,
         Bilingual("share of the device's time in collectives", "集合通信占设备时间的比例"),

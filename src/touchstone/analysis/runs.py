@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from touchstone.records import Canary, CanaryReading, LedgerEntry, Measurement, Trace
+    from touchstone.records import Canary, CanaryReading, DeviceWork, LedgerEntry, Measurement, Trace
 
 MAX_INVALID_SHARE = 0.2
 
@@ -202,12 +202,17 @@ def _load_runs(run_dir: Path, test: PlannedTest, attempt: Attempt) -> tuple[Run,
                 measurement.telemetry,
                 _asked(test, measurement),
                 measurement.graphs,
-                attempt.device_work,
+                _device_work(attempt, measurement.arm),
             ),
             canary=measurement.canary,
         )
         for measurement in sorted(attempt.measurements, key=lambda measurement: measurement.position)
     )
+
+
+def _device_work(attempt: Attempt, arm: str) -> tuple[DeviceWork, ...]:
+    """Pick what the devices did in the profiled run of an arm."""
+    return tuple(device for device in attempt.device_work or () if device.arm in {None, arm})
 
 
 def _asked(test: PlannedTest, measurement: Measurement) -> Asked | None:

@@ -124,7 +124,7 @@ def _work_off(requests: Sequence[WorkerRequest]) -> None:
 
 
 def _profile(measured: list[tuple[WorkerRequest, WorkerResult]], engines: Engines) -> None:
-    """Add to each result what the devices did in one more run, and hand it over."""
+    """Add to each result what the devices did in one more run of each arm, and hand it over."""
     for request, result in measured:
         _hand_over(request, _attempt(partial(_with_device_work, request, result, engines), engines))
     measured.clear()
@@ -292,17 +292,20 @@ def _warm_up(request: WorkerRequest, engines: Mapping[str, Engine]) -> None:
 
 
 def _device_work(request: WorkerRequest, engines: Mapping[str, Engine]) -> tuple[DeviceWork, ...] | None:
-    """Run prompts that were never timed once more under a profiler, on the engine of the unit's only arm.
+    """Run prompts that were never timed once more under a profiler, on the engine of each arm that has one.
 
-    Of a long run 512 steps of hundreds of kernels each would be recorded, and all look alike: it is cut short.
+    Of a long run 512 steps of hundreds of kernels each would be recorded, and all look alike: it is cut short. Units of
+    one seed have prompts of their own here, so that no prefix of another's profile helps.
     """
-    ((arm, engine),) = engines.items()
-    if not engine.capabilities.profiles_devices:
-        return None
-    seed = derive_seed(request.unit.seed, "profile")
+    seed = derive_seed(request.unit.seed, "profile", request.unit.unit_id)
     workload = with_short_output(all_at_once(request.workload), PROFILE_OUTPUT_TOKENS)
-    prompts = _prompts(request, workload, arm, engine, seed)
-    return cast("ProfilingEngine", engine).profile(prompts, concurrency=request.workload.concurrency)
+    work: list[DeviceWork] = []
+    for arm, engine in engines.items():
+        if engine.capabilities.profiles_devices:
+            prompts = _prompts(request, workload, arm, engine, seed)
+            told = cast("ProfilingEngine", engine).profile(prompts, concurrency=request.workload.concurrency)
+            work += [device.model_copy(update={"arm": arm}) for device in told or ()]
+    return tuple(work) or None
 
 
 def _settle_garbage() -> None:

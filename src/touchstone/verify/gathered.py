@@ -121,6 +121,11 @@ def _first_valid(attempts: Iterable[Json], names: Collection[str]) -> dict[str, 
 def _runs(evidence: Evidence, attempt: Json, planned: Json) -> Iterator[TimedRun]:
     for run in sorted(attempt["measurements"], key=lambda run: int(run["position"])):
         facts = observe(evidence.traces[run["trace_sha256"]], run, attempt["engine"], planned)
-        facts = replace(facts, device_work=attempt.get("device_work"))
+        facts = replace(facts, device_work=_profiled(attempt, run["arm"]))
         settings = {} if attempt["engine"] is None else attempt["engine"]["settings"]
         yield TimedRun(attempt["unit_id"], run["position"], run["arm"], facts, run["seed"], settings, attempt["engine"])
+
+
+def _profiled(attempt: Json, arm: str) -> list[Json]:
+    """List what the devices did while an arm was profiled; an attempt that names no arms has a single one."""
+    return [device for device in attempt.get("device_work") or [] if device.get("arm") is None or device["arm"] == arm]

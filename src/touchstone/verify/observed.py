@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -79,7 +79,7 @@ class Observation:
     asked: Integers
     graphs: Json | None = None
     sharing: Sharing | None = None
-    device_work: list[Json] | None = None
+    device_work: list[Json] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -321,14 +321,13 @@ def _idle_between_steps(run: Observation) -> Value | None:
     return Value(100 - 100 * busy / total, int(chosen.sum()), terms)
 
 
-def _communication(run: Observation) -> Value | None:
-    """Device time of the collectives over the time that the devices worked, of the process's profiled run."""
-    work = run.device_work or []
-    whole = sum(device["span_ns"] for device in work)
-    if not whole:
+def _profiled_share(run: Observation, part: str, symbol: str) -> Value | None:
+    """One part of what the devices did in the arm's profiled run, over the time that they worked."""
+    columns = np.array([(device[part], device["span_ns"]) for device in run.device_work], dtype=np.int64)
+    spent, whole = (int(total) for total in columns.reshape(-1, 2).sum(axis=0))
+    if whole == 0:
         return None
-    spent = sum(device["communication_ns"] for device in work)
-    return Value(spent / whole * 100, len(work), {r"\sum k_i": spent / 1e6, r"\sum w_i": whole / 1e6})
+    return Value(spent / whole * 100, len(columns), {symbol: spent / 1e6, r"\sum w_i": whole / 1e6})
 
 
 def _of_devices(run: Observation, part: str, pick: Callable[[list[int]], int], alone: str) -> Value | None:
@@ -447,7 +446,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "cpu_overhead": Metric("ms", lambda run: _per_step(run, "decode", r"\sum (l_j - b_j)", lambda s: s.host, 1e6)),
     "device_idle_between_steps": Metric("%", _idle_between_steps),
-    "communication_share": Metric("%", _communication),
+    "device_busy_share": Metric("%", lambda run: _profiled_share(run, "busy_ns", r"\sum v_i")),
+    "communication_share": Metric("%", lambda run: _profiled_share(run, "communication_ns", r"\sum k_i")),
     "cache_hit_rate": Metric("%", _hit_rate, counted=True),
     "cached_tokens": Metric("tokens", _cached, counted=True),
     "predicted_cached_tokens": Metric("tokens", _predicted, counted=True),

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from touchstone.analysis import statistics
 from touchstone.analysis.formulas import RunFacts
 from touchstone.analysis.metrics import COMPARISONS, DICTIONARY
 from touchstone.analysis.quantities import Quantity
+from touchstone.records import DeviceWork
 from touchstone.reporting import formatting
 from touchstone.verify import arithmetic, digits, expected, observed
 
@@ -92,6 +94,25 @@ TRACES = {
     "many": sample_trace(speed=1.3, cached=8, requests=40),
     "no steps": make_trace().model_copy(update={"steps": None}),
 }
+
+
+PROFILED = tuple(
+    DeviceWork(device=f"cuda:{rank}", span_ns=7_000_003 + rank, busy_ns=1_234_567 * rank, communication_ns=89 + rank)
+    for rank in range(3)
+)
+
+
+@pytest.mark.parametrize("metric", ["device_busy_share", "communication_share"])
+@pytest.mark.parametrize("work", [(), PROFILED[:1], PROFILED])
+def test_shares_of_a_profiled_run_are_worked_out_again(metric, work):
+    theirs = DICTIONARY[metric].compute(RunFacts(make_trace(), device_work=work))
+    run = observed.observe(make_trace().model_dump(mode="json"), {}, None)
+    mine = observed.METRICS[metric].compute(replace(run, device_work=[one.model_dump(mode="json") for one in work]))
+    assert (mine is None) == (not isinstance(theirs, Quantity)) == (not work)
+    if mine is not None:
+        assert mine.value == pytest.approx(theirs.value, rel=1e-12)
+        assert mine.terms == pytest.approx(dict(theirs.terms), rel=1e-12)
+        assert mine.size == theirs.sample_size
 
 
 @pytest.mark.parametrize("metric", DICTIONARY)
