@@ -95,5 +95,18 @@ def test_only_settled_key_numbers_tick_repeated(run):
     assert ticks(dataclasses.replace(run, results=settled))["repeated"]
 
 
+def test_the_fewest_processes_are_those_of_numbers_that_are_given_and_are_no_counts(run):
+    def with_processes(verdict, n):
+        number = next(s for result in run.results for s in result.statistics if s.key)
+        return number.model_copy(update={"verdict": verdict, "n": n})
+
+    numbers = [(Verdict.STABLE, 6), (Verdict.UNSTABLE, 3), (Verdict.EXACT, 1), (Verdict.INVALID, 0)]
+    first = run.results[0].model_copy(update={"statistics": tuple(with_processes(*number) for number in numbers)})
+    items = checklist(dataclasses.replace(run, results=(first,)), {}, markdown_environment("en", GLOSSARY, TEMPLATES))
+    (told,) = (item.detail.en for item in items if item.key == "repeated")
+    assert told.startswith("2 of 4 key numbers are stable or exact")
+    assert told.endswith("behind each that is given and no count, at least 3 processes")
+
+
 def test_nothing_shown_means_no_method_is_recorded(run):
     assert not ticks(run)["method_recorded"]

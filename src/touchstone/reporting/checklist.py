@@ -170,13 +170,14 @@ def _synchronized(clock: ClockUse | None) -> Tick:
 def _repeated(results: Sequence[Result]) -> Tick:
     keys = [statistics for result in results for statistics in result.statistics if statistics.key]
     settled = [statistics for statistics in keys if statistics.verdict in SETTLED]
-    fewest = min((statistics.n for statistics in keys), default=0)
+    fewest = min((one.n for one in keys if one.n and one.verdict is not Verdict.EXACT), default=0)
     return Tick(
         "repeated",
         bool(keys) and len(settled) == len(keys),
         Bilingual(
-            f"{len(settled)} of {len(keys)} key numbers are stable or exact; at least {fewest} processes each",
-            f"{len(settled)} / {len(keys)} 个关键数据稳定或精确；每个数据至少 {fewest} 个进程",
+            f"{len(settled)} of {len(keys)} key numbers are stable or exact; "
+            f"behind each that is given and no count, at least {fewest} processes",
+            f"{len(settled)} / {len(keys)} 个关键数据稳定或精确；凡给出且非计数的数据，至少来自 {fewest} 个进程",
         ),
     )
 

@@ -126,7 +126,7 @@ def _checklist_numbers(case: Case) -> frozenset[str]:
         *_searched(evidence.environment["source"].get("clock")),
         sum(item["verdict"] in {"STABLE", "EXACT"} for item in keys),
         len(keys),
-        min((item["n"] for item in keys), default=0),
+        min((item["n"] for item in keys if item["n"] and item["verdict"] != "EXACT"), default=0),
     )
     return frozenset(map(str, counts))
 
