@@ -4,7 +4,8 @@ Question   How much memory do weights, KV cache and activations take, and what i
 Compare    nothing; the parts must close to the total.
 Workload   as in 1.1: all requests at once, fixed lengths, random prompts (seeded), greedy.
 Measure    unique parameter storages; the KV pool and its blocks in use; temporaries at the peak; CUDA graphs; what
-           was in use before the engine existed; the device's own total (resident memory of the process without a GPU).
+           was in use before the engine existed, the instrument's own buffers apart; the device's own total without
+           them (resident memory of the process without a GPU).
 Derived    residual = total at the peak - all parts; printed, never hidden in another part.
 Accept     the residual is small against the total.
 """
@@ -18,10 +19,12 @@ EXPERIMENT = Experiment(
     question=Bilingual("Where are the bytes?", "内存都用在了哪里？"),
     method=Bilingual(
         "Each part is measured by itself: unique parameter storages, the KV pool allocated in advance and its blocks "
-        "in use, temporaries at the peak, CUDA graphs, and what was in use before the engine existed. Their sum is "
-        "held against the device's own total at the peak, and the residual is printed.",
+        "in use, temporaries at the peak, CUDA graphs, and what was in use before the engine existed, the buffers of "
+        "this instrument among it. Their sum is held against the device's own total at the peak, and the residual is "
+        "printed; the total is given without the instrument's buffers.",
         "各部分分别测量：去重后的参数存储、预先分配的 KV 池及其已用块、临时张量峰值、CUDA 图，"
-        "以及引擎创建之前已占用的内存。各部分之和与设备自身统计的总峰值对账，并列出余量。",
+        "以及引擎创建之前已占用的内存（其中包括本仪器自身的缓冲区）。各部分之和与设备自身统计的总峰值对账，并列出余量；"
+        "给出的总量不含本仪器的缓冲区。",
     ),
     workload={
         Profile.SMOKE: fixed(16, 64, 32),
@@ -36,6 +39,7 @@ EXPERIMENT = Experiment(
         Measure("kv_used_memory"),
         Measure("cuda_graph_memory"),
         Measure("context_memory"),
+        Measure("instrument_memory"),
         Measure("residual_memory"),
     ),
     measure_memory=True,

@@ -198,6 +198,7 @@ class DeviceMemory(Record):
     device: str
     kv_pool_bytes: int
     total_peak_bytes: int | None = Field(description="the device's own total; None for a CPU, which has none")
+    instrument_bytes: int | None = Field(default=None, description="what the instrument holds there; part of the total")
 
 
 class MemoryParts(Record):
@@ -216,6 +217,9 @@ class MemoryParts(Record):
     activations_peak_bytes: int | None = Field(description="peak of temporaries during the run")
     cuda_graphs_bytes: int | None
     context_and_other_bytes: int
+    instrument_bytes: int | None = Field(
+        default=None, description="device memory that the instrument holds for its canary; part of context and other"
+    )
     device_total_peak_bytes: int
     residual_bytes: int | None
     method: str = Field(description="how each part was obtained, one sentence")

@@ -225,6 +225,13 @@ def test_of_several_devices_the_smallest_pool_and_the_fullest_device_are_told():
     assert value("peak_memory_per_device", facts) == 9.0
 
 
+def test_what_the_instrument_holds_is_told_apart_and_taken_off_the_totals():
+    facts = RunFacts(FACTS.trace, make_memory(instrument_bytes=300_000_000))
+    assert value("instrument_memory", facts) == 0.3
+    assert value("context_memory", facts) == 0.5
+    assert value("total_peak_memory", facts) == value("peak_memory_per_device", facts) == 6.2
+
+
 def test_the_share_of_collectives_is_that_of_all_devices_together():
     work = tuple(
         DeviceWork(device=f"cuda:{rank}", span_ns=span * MS, busy_ns=span * MS, communication_ns=spent * MS)

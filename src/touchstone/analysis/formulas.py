@@ -428,10 +428,20 @@ def kv_pool_per_device(parts: MemoryParts) -> int:
 
 
 def peak_per_device(parts: MemoryParts) -> int | None:
-    """Bytes at the peak of the fullest device; None where one does not tell."""
-    totals = [device.total_peak_bytes for device in parts.devices] or [parts.device_total_peak_bytes]
-    known = [total for total in totals if total is not None]
-    return max(known) if len(known) == len(totals) else None
+    """Bytes at the peak of the fullest device, without the instrument's own; None where one does not tell."""
+    if not parts.devices:
+        return engine_peak(parts)
+    known = [
+        device.total_peak_bytes - (device.instrument_bytes or 0)
+        for device in parts.devices
+        if device.total_peak_bytes is not None
+    ]
+    return max(known) if len(known) == len(parts.devices) else None
+
+
+def engine_peak(parts: MemoryParts) -> int:
+    """Bytes at the peak without what the instrument itself holds, where that is known."""
+    return parts.device_total_peak_bytes - (parts.instrument_bytes or 0)
 
 
 def memory_part(part: Callable[[MemoryParts], int | None], facts: RunFacts) -> Measured:

@@ -212,6 +212,15 @@ _MEMORY_METRICS = (
         lambda parts: parts.context_and_other_bytes,
     ),
     _memory_metric(
+        "instrument_memory",
+        Bilingual("held by the instrument", "测量仪器自身占用的内存"),
+        Bilingual(
+            "the buffers of the canary, a part of context and other; in no other number",
+            "金丝雀的缓冲区，属于上下文及其他内存，不计入其他任何数值",
+        ),
+        lambda parts: parts.instrument_bytes,
+    ),
+    _memory_metric(
         "residual_memory",
         Bilingual("unexplained residual", "未能解释的余量"),
         Bilingual("total at the peak less all other parts", "总峰值减去其余各部分"),
@@ -221,10 +230,11 @@ _MEMORY_METRICS = (
         "total_peak_memory",
         Bilingual("total at the peak", "总峰值内存"),
         Bilingual(
-            "the device's own total on a GPU, resident memory of the process without one",
-            "有 GPU 时为设备自身统计的总量，无 GPU 时为进程常驻内存",
+            "the device's own total on a GPU, less what the instrument holds where that is known; resident memory of "
+            "the process without one",
+            "有 GPU 时为设备自身统计的总量减去测量仪器自身占用的部分（已知时），无 GPU 时为进程常驻内存",
         ),
-        lambda parts: parts.device_total_peak_bytes,
+        formulas.engine_peak,
     ),
 )
 
@@ -242,8 +252,9 @@ _MEMORY_PER_DEVICE = (
         "peak_memory_per_device",
         Bilingual("total at the peak of the fullest device", "占用最多的设备的总峰值内存"),
         Bilingual(
-            "the device's own total, the largest over the devices of the engine",
-            "设备自身统计的总量，取引擎各设备中的最大值",
+            "the device's own total, less what the instrument holds where that is known; the largest over the devices "
+            "of the engine",
+            "设备自身统计的总量减去测量仪器自身占用的部分（已知时），取引擎各设备中的最大值",
         ),
         formulas.peak_per_device,
     ),

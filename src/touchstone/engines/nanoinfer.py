@@ -66,6 +66,7 @@ class NanoinferEngine:
         self._devices = _devices(spec)
         self._bytes_before = sum(_bytes_in_use(device) for device in self._devices)
         self._library_bytes_before = _library_bytes(spec.device)
+        self._instrument_bytes = [_allocated_bytes(device) for device in self._devices]
         options: dict[str, Any] = dict(spec.options)
         if spec.synthetic_seed is not None:
             options |= {"weights": "synthetic", "seed": spec.synthetic_seed}
@@ -143,12 +144,14 @@ class NanoinferEngine:
         return self._llm.config.tensor_parallel_size
 
     def _parts_of_devices(self) -> MemoryParts:
+        told = self._llm.memory_by_device()
         return parts_of_devices(
-            self._llm.memory_by_device(),
+            told,
             device=self._device,
             ranks_an_engine=self._ranks_an_engine,
             before_bytes=self._bytes_before,
             host_bytes=None if _is_gpu(self._device) else resident_bytes_of_all(),
+            instrument_bytes=self._instrument_bytes if _is_gpu(self._device) else [None] * len(told),
         )
 
     def profile(
@@ -186,6 +189,7 @@ class NanoinferEngine:
             activations_peak_bytes=activations,
             cuda_graphs_bytes=facts.cuda_graphs_bytes,
             context_and_other_bytes=context,
+            instrument_bytes=self._instrument_bytes[0],
             device_total_peak_bytes=total,
             residual_bytes=total - known,
             method=_GPU_METHOD if _is_gpu(self._device) else _CPU_METHOD,
@@ -311,8 +315,9 @@ def _step_trace(step: StepFacts, begin_ns: int) -> StepTrace:
 
 _GPU_METHOD = (
     "weights: unique storages; activations: the allocator's peak in the largest step; KV: the pool and the most blocks "
-    "in use; context: device memory in use before the engine existed; total: device memory in use after the runs, "
-    "which the caching allocator does not give back; residual: total less the parts"
+    "in use; context: device memory in use before the engine existed; instrument: what this process's allocator held "
+    "then, a part of it; total: device memory in use after the runs, which the caching allocator does not give back; "
+    "residual: total less the parts"
 )
 _CPU_METHOD = (
     "weights: unique storages; activations: most bytes of temporary tensors alive at one time, counted in one more run "
@@ -333,6 +338,11 @@ def _bytes_in_use(device: str) -> int:
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
     return _status_bytes("VmRSS")
+
+
+def _allocated_bytes(device: str) -> int | None:
+    """Device memory that this process's allocator holds: before an engine is there, the instrument's own."""
+    return int(torch.cuda.memory_reserved(device)) if _is_gpu(device) else None
 
 
 def _library_bytes(device: str) -> int:

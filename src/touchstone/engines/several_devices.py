@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _GPU_METHOD = (
     "sums over the devices, each with a process of its own. Weights: unique storages; activations: the allocator's "
     "peak in the largest step; KV: the pool and the most blocks in use; context: device memory in use before the "
-    "model was there, with the contexts of the devices' processes and the buffers of their collectives; total: device "
+    "model was there, with the contexts of the devices' processes and the buffers of their collectives; instrument: "
+    "what the allocator of the measuring process held before the engine existed, a part of the context; total: device "
     "memory in use after the runs; residual: total less the parts"
 )
 _CPU_METHOD = (
@@ -28,13 +29,20 @@ _CPU_METHOD = (
 
 
 def parts_of_devices(
-    told: Sequence[ToldMemory], *, device: str, ranks_an_engine: int, before_bytes: int, host_bytes: int | None
+    told: Sequence[ToldMemory],
+    *,
+    device: str,
+    ranks_an_engine: int,
+    before_bytes: int,
+    host_bytes: int | None,
+    instrument_bytes: Sequence[int | None],
 ) -> MemoryParts:
     """Add up what each device tells. `host_bytes` is the total where devices have none of their own: on CPUs.
 
     `before_bytes` were in use on all of them together before the engine existed; a device that tells what was in use
     before the model, in its own process, knows better. A block of the cache lies in parts on
     the `ranks_an_engine` devices of an engine, so that used bytes over bytes of a block are blocks again.
+    `instrument_bytes` is what the instrument itself holds on each device.
     """
     facts = [one.facts for one in told]
     weights, pool = sum(one.weights_bytes for one in facts), sum(one.kv_pool_bytes for one in facts)
@@ -54,12 +62,18 @@ def parts_of_devices(
         activations_peak_bytes=activations,
         cuda_graphs_bytes=graphs,
         context_and_other_bytes=context,
+        instrument_bytes=_sum_or_none(instrument_bytes),
         device_total_peak_bytes=total,
         residual_bytes=total - known,
         method=_CPU_METHOD if host_bytes is not None else _GPU_METHOD,
         devices=tuple(
-            DeviceMemory(device=one.device, kv_pool_bytes=one.facts.kv_pool_bytes, total_peak_bytes=size)
-            for one, size in zip(told, totals, strict=True)
+            DeviceMemory(
+                device=one.device,
+                kv_pool_bytes=one.facts.kv_pool_bytes,
+                total_peak_bytes=size,
+                instrument_bytes=instrument,
+            )
+            for one, size, instrument in zip(told, totals, instrument_bytes, strict=True)
         ),
     )
 

@@ -196,7 +196,8 @@ def _parts(memory: MemoryParts) -> dict[str, int]:
         "KV pool": memory.kv_pool_bytes,
         "activations": memory.activations_peak_bytes or 0,
         "CUDA graphs": memory.cuda_graphs_bytes or 0,
-        "context, other": memory.context_and_other_bytes,
+        "context, other": memory.context_and_other_bytes - (memory.instrument_bytes or 0),
+        "instrument": memory.instrument_bytes or 0,
         figures.RESIDUAL: memory.residual_bytes or 0,
     }
 

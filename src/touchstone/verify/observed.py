@@ -330,14 +330,27 @@ def _profiled_share(run: Observation, part: str, symbol: str) -> Value | None:
     return Value(spent / whole * 100, len(columns), {symbol: spent / 1e6, r"\sum w_i": whole / 1e6})
 
 
-def _of_devices(run: Observation, part: str, pick: Callable[[list[int]], int], alone: str) -> Value | None:
-    """One number out of those of the engine's devices; an engine of one device tells its total alone."""
+def _pool_per_device(run: Observation) -> Value | None:
     if run.memory is None:
         return None
-    sizes = [device[part] for device in run.memory.get("devices") or [{part: run.memory[alone]}]]
-    if None in sizes:
+    size = min(device["kv_pool_bytes"] for device in run.memory.get("devices") or [run.memory])
+    return Value(size / 1e9, None, {"M": size})
+
+
+def _peak_per_device(run: Observation) -> Value | None:
+    """Take the fullest device without the instrument's own bytes; an engine of one device tells its total alone."""
+    if run.memory is None or not (devices := run.memory.get("devices")):
+        return _engine_peak(run)
+    if any(device["total_peak_bytes"] is None for device in devices):
         return None
-    size = pick(sizes)
+    size = max(device["total_peak_bytes"] - (device.get("instrument_bytes") or 0) for device in devices)
+    return Value(size / 1e9, None, {"M": size})
+
+
+def _engine_peak(run: Observation) -> Value | None:
+    if run.memory is None:
+        return None
+    size = run.memory["device_total_peak_bytes"] - (run.memory.get("instrument_bytes") or 0)
     return Value(size / 1e9, None, {"M": size})
 
 
@@ -402,7 +415,7 @@ def _occupancy(run: Observation) -> Value | None:
 
 
 def _bytes(run: Observation, part: str) -> Value | None:
-    size = None if run.memory is None else run.memory[part]
+    size = None if run.memory is None else run.memory.get(part)
     return None if size is None else Value(size / 1e9, None, {"M": size})
 
 
@@ -471,11 +484,10 @@ METRICS: Mapping[str, Metric] = {
     "cuda_graph_memory": _memory_metric("cuda_graphs_bytes"),
     "context_memory": _memory_metric("context_and_other_bytes"),
     "residual_memory": _memory_metric("residual_bytes"),
-    "total_peak_memory": _memory_metric("device_total_peak_bytes"),
-    "kv_cache_per_device": Metric("GB", lambda run: _of_devices(run, "kv_pool_bytes", min, "kv_pool_bytes")),
-    "peak_memory_per_device": Metric(
-        "GB", lambda run: _of_devices(run, "total_peak_bytes", max, "device_total_peak_bytes")
-    ),
+    "instrument_memory": _memory_metric("instrument_bytes"),
+    "total_peak_memory": Metric("GB", _engine_peak),
+    "kv_cache_per_device": Metric("GB", _pool_per_device),
+    "peak_memory_per_device": Metric("GB", _peak_per_device),
 }
 
 # Number made from a ratio r of treatment to baseline: the metric compared, the unit, and how.

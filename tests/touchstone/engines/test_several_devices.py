@@ -10,6 +10,7 @@ import torch
 from nanoinfer import StepFacts
 from nanoinfer.execution.devices import DeviceMemory
 from nanoinfer.execution.memory import MemoryFacts
+from touchstone.analysis.formulas import engine_peak, peak_per_device
 from touchstone.engines.base import EngineSpec
 from touchstone.engines.registry import build_engine
 from touchstone.engines.several_devices import parts_of_devices, peak_concurrency
@@ -31,26 +32,63 @@ def told(index, **changes):
 
 
 def test_parts_are_sums_over_the_devices_and_close_to_the_sum_of_their_totals():
-    parts = parts_of_devices([told(0), told(1)], device="cuda", ranks_an_engine=2, before_bytes=300, host_bytes=None)
+    parts = parts_of_devices(
+        [told(0), told(1)],
+        device="cuda",
+        ranks_an_engine=2,
+        before_bytes=300,
+        host_bytes=None,
+        instrument_bytes=[None, None],
+    )
     assert (parts.weights_bytes, parts.kv_pool_bytes, parts.activations_peak_bytes) == (200, 2000, 60)
     assert parts.device_total_peak_bytes == 2601
     known = 200 + 2000 + 60 + 10 + parts.context_and_other_bytes
     assert known + parts.residual_bytes == parts.device_total_peak_bytes
     assert [device.total_peak_bytes for device in parts.devices] == [1300, 1301]
+    assert parts.instrument_bytes is None
+
+
+def test_what_the_instrument_holds_is_a_part_of_the_context_and_told_for_each_device():
+    parts = parts_of_devices(
+        [told(0), told(1)],
+        device="cuda",
+        ranks_an_engine=1,
+        before_bytes=300,
+        host_bytes=None,
+        instrument_bytes=[70, 20],
+    )
+    assert (parts.instrument_bytes, parts.context_and_other_bytes) == (90, 300)
+    assert [device.instrument_bytes for device in parts.devices] == [70, 20]
+    assert engine_peak(parts) == 1300 + 1301 - 90
+    assert peak_per_device(parts) == 1301 - 20
 
 
 def test_what_a_device_had_in_use_before_its_model_is_known_best_in_its_own_process():
     mine = [replace(told(index), bytes_before=160) for index in range(2)]
-    parts = parts_of_devices(mine, device="cuda", ranks_an_engine=1, before_bytes=300, host_bytes=None)
+    parts = parts_of_devices(
+        mine, device="cuda", ranks_an_engine=1, before_bytes=300, host_bytes=None, instrument_bytes=[None, None]
+    )
     assert parts.context_and_other_bytes == 320
-    parts = parts_of_devices([mine[0], told(1)], device="cuda", ranks_an_engine=1, before_bytes=300, host_bytes=None)
+    parts = parts_of_devices(
+        [mine[0], told(1)],
+        device="cuda",
+        ranks_an_engine=1,
+        before_bytes=300,
+        host_bytes=None,
+        instrument_bytes=[None, None],
+    )
     assert parts.context_and_other_bytes == 300, "one of them does not tell"
 
 
 @pytest.mark.parametrize(("ranks_an_engine", "blocks"), [(2, 40), (1, 80)])
 def test_a_block_lies_on_the_ranks_of_one_engine_and_replicas_have_blocks_of_their_own(ranks_an_engine, blocks):
     parts = parts_of_devices(
-        [told(0), told(1)], device="cuda", ranks_an_engine=ranks_an_engine, before_bytes=0, host_bytes=None
+        [told(0), told(1)],
+        device="cuda",
+        ranks_an_engine=ranks_an_engine,
+        before_bytes=0,
+        host_bytes=None,
+        instrument_bytes=[None, None],
     )
     assert parts.kv_used_peak_bytes // parts.kv_block_bytes == blocks
 
@@ -62,6 +100,7 @@ def test_a_part_that_one_device_cannot_tell_is_not_told():
         ranks_an_engine=2,
         before_bytes=0,
         host_bytes=5000,
+        instrument_bytes=[None, None],
     )
     assert parts.activations_peak_bytes is None
     assert parts.device_total_peak_bytes == 5000
