@@ -48,6 +48,7 @@ def check_test(ledgered: Ledgered, test: TestRuns) -> tuple[Check, ...]:
         ("prefix_cache_off_hits_nothing", _hits_though_off, _COLD, lambda run: _cache_is_off(test, run)),
         ("cache_hits_within_bound", _bound_finder(test), _BOUND, _reports_cached),
         ("device_time_within_wall", plausibility.device_time_outside, plausibility.DEVICE_TIME, _has_device_times),
+        ("profile_within_span", plausibility.profile_outside_span, plausibility.PROFILE, _is_profiled),
         ("within_roofline", too_fast, plausibility.ROOFLINE, has_roofline),
         ("timer_not_rounded", plausibility.timer_rounded, plausibility.TIMER, lambda _: True),
         ("timer_above_resolution", plausibility.timer_too_short, plausibility.RESOLUTION, lambda _: True),
@@ -253,6 +254,10 @@ def _has_memory(run: Run) -> bool:
 
 def _has_device_times(run: Run) -> bool:
     return any(step.device_ns is not None for step in run.facts.trace.steps or ())
+
+
+def _is_profiled(run: Run) -> bool:
+    return bool(run.facts.device_work)
 
 
 def _reports_cached(run: Run) -> bool:

@@ -70,6 +70,7 @@ LIES: tuple[Lie, ...] = (
             "memory_peak_holds_parts",
             "littles_law",
             "window_inside_timed_region",
+            "profile_within_span",
             "cache_hits_within_bound",
             "cache_hits_as_predicted",
             "prefix_cache_off_hits_nothing",
@@ -108,7 +109,7 @@ LIES: tuple[Lie, ...] = (
     Lie(Bilingual("edited ledger", "被修改的账本"), (), ("touchstone.ledger.read_ledger",)),
 )
 
-# Which numbers a failed check takes back: those of times and rates, of memory, or all of the test.
+# Which numbers a failed check takes back: those of times and rates, of memory, of profiled runs, or all of the test.
 REFUSES_TIMES = frozenset(
     {
         "device_time_within_wall",
@@ -129,6 +130,8 @@ REFUSES_TIMES = frozenset(
     }
 )
 REFUSES_MEMORY = frozenset({"memory_parts_close", "memory_peak_holds_parts"})
+REFUSES_PROFILED = frozenset({"profile_within_span"})
+PROFILED_METRICS = frozenset({"device_busy_share", "communication_share"})
 REFUSES_ALL = frozenset(
     {
         "all_tokens_returned",
@@ -169,6 +172,23 @@ def device_time_outside(run: Run) -> Finding:
         f"{total:.0f} ns on the device in {trace.duration_ns} ns",
         f"{trace.duration_ns} ns 内设备工作了 {total:.0f} ns",
     )
+
+
+PROFILE = Bilingual(
+    "each device of the profiled run is busy no longer than from its first kernel to its last",
+    "剖析运行中每个设备的忙碌时间不超过其首个核函数至最后一个的时间",
+)
+
+
+def profile_outside_span(run: Run) -> Finding:
+    """Catch kernels that are counted twice where they run at the same time: a device cannot be busier than always."""
+    for work in run.facts.device_work:
+        if not 0 <= work.busy_ns <= work.span_ns:
+            return Bilingual(
+                f"{work.device}: busy for {work.busy_ns} ns in {work.span_ns} ns",
+                f"{work.device}：{work.span_ns} ns 内忙碌 {work.busy_ns} ns",
+            )
+    return None
 
 
 TIMER = Bilingual("no elapsed time is a whole number of milliseconds", "没有恰为整毫秒的耗时")
@@ -568,6 +588,7 @@ def refusal_of(item: MetricStatistics, checks: Sequence[Check], *, counted: bool
         return Bilingual(f"not_far_below_roofline: {wrong.en}", f"not_far_below_roofline：{wrong.zh}")
     memory = item.unit == "GB"
     refusing = REFUSES_ALL | (REFUSES_MEMORY if memory else frozenset() if counted else REFUSES_TIMES)
+    refusing |= REFUSES_PROFILED if item.metric in PROFILED_METRICS else frozenset()
     concerned = (check for check in checks if not check.failed_arms or item.arm in check.failed_arms)
     failed = next((check for check in concerned if not check.passed and check.id in refusing), None)
     return None if failed is None else Bilingual(f"{failed.id}: {failed.detail}", f"{failed.id}：{failed.detail_zh}")

@@ -122,3 +122,24 @@ def test_work_that_names_no_arm_is_read_as_ledgers_of_one_arm_wrote_it(profiled,
     assert shares(told)["on"] == pytest.approx(7.0, abs=0.01)
     assert faults(told) == []
     assert b'"arm":null' not in (folder / "ledger.jsonl").read_bytes()
+
+
+def test_a_device_busier_than_always_is_caught_by_profile_within_span(profiled, tmp_path):
+    """As when kernels that run at the same time are added up: the share goes, and the times stay."""
+    story = profiled.copy()
+    story.attempts("2.3")[2]["device_work"][1]["busy_ns"] = SPAN_NS + 1
+    told, faults = judged(story, tmp_path / "run")
+    assert {check["id"] for check in told["checks"] if not check["passed"]} == {"profile_within_span"}
+    withheld = {(item["metric"], item["arm"]): item["withheld"] for item in told["statistics"]}
+    assert "cuda:0: busy for 1000000001 ns in 1000000000 ns" in withheld["device_busy_share", "on"]
+    assert withheld["total_time", "on"] is None
+    assert faults(told) == []
+
+
+def test_a_device_that_never_rests_is_no_contradiction(profiled, tmp_path):
+    story = profiled.copy()
+    for attempt in story.attempts("2.3"):
+        attempt["device_work"][1]["busy_ns"] = SPAN_NS
+    told, _ = judged(story, tmp_path / "run")
+    assert all(check["passed"] for check in told["checks"])
+    assert shares(told)["on"] == 100.0
