@@ -257,12 +257,7 @@ NO_LAUNCH = NotAvailable(
 NO_COMMUNICATION = NotAvailable(
     Bilingual("the engine does not report the time of its collectives", "该引擎不报告集合通信的耗时")
 )
-NO_PROFILE = NotAvailable(
-    Bilingual(
-        "no run of this arm was profiled, and nothing else tells when a kernel ran",
-        "该组没有剖析运行，无从得知核函数何时在执行",
-    )
-)
+NO_PROFILE = NotAvailable(Bilingual("no run of this arm was profiled", "该组没有剖析运行"))
 
 # --- cache and scheduling -------------------------------------------------------------------------------------------
 
