@@ -402,10 +402,9 @@ _RUN_METRICS = (
         Bilingual("device idle between decode steps", "解码步之间的设备空闲占比"),
         r"100 \cdot \left(1 - \frac{\sum g_j}{\sum t_j}\right)",
         Bilingual(
-            "time between the device events before the first and after the last kernel of each pure decode step, over "
-            "the step's attributed time; gaps between the kernels inside a step are not idle here, they count as "
-            "device time",
-            "每个纯解码步首个核函数之前与最后一个核函数之后的设备事件之间的时间，除以该步的归属时间；"
+            "share of the pure decode steps' attributed time outside the device events before the first and after the "
+            "last kernel of each; gaps between the kernels inside a step are not idle here, they count as device time",
+            "纯解码步的归属时间中，落在各步首尾设备事件（首个核函数之前与最后一个核函数之后）以外的比例；"
             "步内核函数之间的空隙在此不计为空闲，而计入设备时间",
         ),
         Better.LOWER,
