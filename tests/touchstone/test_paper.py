@@ -66,6 +66,17 @@ def test_tables_of_the_first_page_are_quoted_word_for_word(sample, glossary):
         assert table.count("\n") > 5
 
 
+@pytest.mark.parametrize(("language", "labels"), [("en", ("Weights", "Precision")), ("zh", ("权重", "精度"))])
+def test_the_machine_and_the_model_are_quoted_without_the_rest_of_the_setting(sample, glossary, language, labels):
+    rows = quoted(sample, glossary, "setting", language).splitlines()
+    assert all(row in sample.texts[language] for row in rows)
+    assert rows[1].startswith("|:--|")
+    said = [row.split(" | ")[0].strip("| `") for row in rows[2:]]
+    assert said[0].startswith("GPU 0") or said[0] == "CPU"
+    assert said[-2:] == list(labels)
+    assert len(said) == len(set(said))
+
+
 def test_checks_are_quoted_with_their_title_row(sample, glossary):
     table = quoted(sample, glossary, "checks 1.1 timer_not_rounded within_roofline", "zh").splitlines()
     assert table[0].startswith("| 检查项 |")

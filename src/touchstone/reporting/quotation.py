@@ -23,6 +23,8 @@ _BLOCK = re.compile(
 _TEST = re.compile(r"### \S+ (\d+\.\d+)[:：]")
 _METRIC = re.compile(r"#### (.*?) `(\w+)`$")
 _IMAGE = re.compile(r"!\[(.*)\]\((figures/([^)]+)\.svg)\)$")
+_SETTING = ("cpu", "driver", "pytorch", "commit", "model_source", "weights", "precision")
+_GPU_ROW = re.compile(r"\| `GPU \d+` \|")
 _SUPPORTING_COLUMNS = 6  # metric, arm, value, interval, verdict, largest deviation
 _NO_RUN: Mapping[Language, str] = {
     "zh": "*论文运行尚未提交；提交后由 `make paper` 从其结果填入此处。*",
@@ -92,6 +94,7 @@ class _Source:
             "key-numbers": lambda _: self._table("share_of_bound"),
             "ideas": lambda _: self._table("does_it_pay"),
             "absent": lambda _: self._absent(),
+            "setting": lambda _: self._setting(),
             "engines": lambda _: self._engines(),
             "checks": self._checks,
             "metrics": self._metrics,
@@ -116,6 +119,13 @@ class _Source:
         titles = f"| {self._term['test']} | {self._term['reason']} |"
         rows = [line.text for line in self._lines if line.test_id is None and line.titles == titles]
         yield from rows or [f"{self._term['not_measured']}{self._term['colon']}{self._term['none']}"]
+
+    def _setting(self) -> Iterator[str]:
+        """Take what a headline number must not stand without: the processors, the model, its weights, the versions."""
+        titles = f"| {self._term['item']} | {self._term['value']} |"
+        rows = [line.text for line in self._lines if line.test_id is None and line.titles == titles]
+        begins = tuple(f"| {self._term[key]} |" for key in _SETTING)
+        yield from (*rows[:2], *(row for row in rows if _GPU_ROW.match(row) or row.startswith(begins)))
 
     def _engines(self) -> Iterator[str]:
         """Take the table that holds engines against the first one, on every workload."""
