@@ -43,11 +43,20 @@ class BlockPool:
         """Whether a request uses the block."""
         return self._references[block] > 0
 
-    def take(self) -> int:
-        """Hand out a free block with one reference; the caller has made sure that there is one."""
-        block = self._free.pop()
-        self._references[block] = 1
-        return block
+    def take(self, count: int) -> list[int]:
+        """Hand out free blocks with one reference each; the caller has made sure that there are so many."""
+        first = len(self._free) - count
+        taken = self._free[first:]
+        taken.reverse()
+        del self._free[first:]
+        self.reuse(taken)
+        return taken
+
+    def reuse(self, blocks: Iterable[int]) -> None:
+        """Give one reference to each of some blocks that have none and are not on the free list."""
+        references = self._references
+        for block in blocks:
+            references[block] = 1
 
     def share(self, block: int) -> None:
         """Add a reference to a block that is referenced or kept."""

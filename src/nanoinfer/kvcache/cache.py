@@ -95,13 +95,13 @@ class KVCache:
         self._num_hit_tokens += len(hits) * self.block_size
         if self.prefix_cache:
             self._num_queried_tokens += num_tokens
-        block_table = hits + [self._take() for _ in range(num_fresh)]
+        block_table = hits + self._take(num_fresh)
         self._peak_used = max(self._peak_used, self.num_used)
         return Reservation(block_table, len(hits))
 
     def append(self, block_table: list[int]) -> int:
         """Lengthen a block table by one fresh block and return it; the caller has made sure that one is free."""
-        block = self._take()
+        (block,) = self._take(1)
         block_table.append(block)
         self._peak_used = max(self._peak_used, self.num_used)
         return block
@@ -109,8 +109,7 @@ class KVCache:
     def publish(self, digests: Sequence[bytes], block_table: Sequence[int], begin: int, end: int) -> None:
         """Make blocks `begin .. end - 1` of a table findable; their tokens are computed, or will be in this step."""
         if self.prefix_cache:
-            for digest, block in zip(digests[begin:end], block_table[begin:end], strict=True):
-                self._index.publish(digest, block)
+            self._index.publish(digests[begin:end], block_table[begin:end])
 
     def release(self, block_table: Sequence[int]) -> None:
         """Drop one reference to each block of a table; findable blocks stay so until they are evicted."""
@@ -144,7 +143,11 @@ class KVCache:
             self._index.revive(block)
         self._pool.share(block)
 
-    def _take(self) -> int:
-        if self._pool.num_free == 0:
-            self._pool.free(self._index.evict())
-        return self._pool.take()
+    def _take(self, count: int) -> list[int]:
+        """Take free blocks, and where these do not suffice, those that have been idle longest."""
+        taken = self._pool.take(min(count, self._pool.num_free))
+        if len(taken) < count:
+            evicted = self._index.evict(count - len(taken))
+            self._pool.reuse(evicted)
+            taken += evicted
+        return taken

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from nanoinfer.kvcache.blocks import require
@@ -62,11 +63,13 @@ class PrefixIndex:
             blocks.append(block)
         return blocks
 
-    def publish(self, digest: bytes, block: int) -> None:
-        """Make a used block findable; where another block already has this content, that one stays the findable one."""
-        if digest not in self._block_by_digest:
-            self._block_by_digest[digest] = block
-            self._digest_by_block[block] = digest
+    def publish(self, digests: Sequence[bytes], blocks: Sequence[int]) -> None:
+        """Make used blocks findable; where another block has a content already, that one stays the findable one."""
+        block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
+        for digest, block in zip(digests, blocks, strict=True):
+            if digest not in block_by_digest:
+                block_by_digest[digest] = block
+                digest_by_block[block] = digest
 
     def retire(self, block: int) -> None:
         """Note that the last user of a findable block has left: it is now the newest of the idle ones."""
@@ -76,11 +79,14 @@ class PrefixIndex:
         """Note that an idle block is in use again."""
         del self._idle[block]
 
-    def evict(self) -> int:
-        """Forget the block that has been idle longest and return it; there must be one."""
-        block, _ = self._idle.popitem(last=False)
-        del self._block_by_digest[self._digest_by_block.pop(block)]
-        return block
+    def evict(self, count: int) -> list[int]:
+        """Forget the blocks that have been idle longest and return them, the first one first; there must be so many."""
+        evicted = list(islice(self._idle, count))
+        idle, block_by_digest, digest_by_block = self._idle, self._block_by_digest, self._digest_by_block
+        for block in evicted:
+            del idle[block]
+            del block_by_digest[digest_by_block.pop(block)]
+        return evicted
 
     def clear(self) -> list[int]:
         """Forget everything; return the blocks that were idle."""

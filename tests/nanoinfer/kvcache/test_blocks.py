@@ -7,13 +7,13 @@ from nanoinfer.kvcache.blocks import BlockPool, InvariantError
 
 def test_every_block_is_handed_out_once():
     pool = BlockPool(5)
-    assert sorted(pool.take() for _ in range(5)) == [0, 1, 2, 3, 4]
+    assert sorted(pool.take(2) + pool.take(0) + pool.take(3)) == [0, 1, 2, 3, 4]
     assert pool.num_free == 0
 
 
 def test_shared_block_is_given_up_by_its_last_user_only():
     pool = BlockPool(1)
-    block = pool.take()
+    (block,) = pool.take(1)
     pool.share(block)
     assert pool.drop([block]) == []
     assert pool.is_referenced(block)
@@ -23,7 +23,7 @@ def test_shared_block_is_given_up_by_its_last_user_only():
 
 def test_given_up_block_is_free_only_when_it_is_put_back():
     pool = BlockPool(1)
-    block = pool.take()
+    (block,) = pool.take(1)
     pool.drop([block])
     assert pool.num_free == 0
     pool.check_invariants([], kept=[block])
@@ -32,9 +32,18 @@ def test_given_up_block_is_free_only_when_it_is_put_back():
     pool.check_invariants([], kept=[])
 
 
+def test_given_up_block_can_be_used_again_without_being_free_in_between():
+    pool = BlockPool(2)
+    blocks = pool.take(2)
+    pool.drop(blocks)
+    pool.reuse(blocks)
+    assert pool.num_free == 0
+    pool.check_invariants([blocks], kept=[])
+
+
 def test_block_released_too_often_is_a_defect():
     pool = BlockPool(2)
-    block = pool.take()
+    (block,) = pool.take(1)
     pool.drop([block])
     with pytest.raises(InvariantError, match=f"block {block} is released more often"):
         pool.drop([block])
@@ -47,14 +56,14 @@ def test_pool_without_blocks_is_refused():
 
 def test_check_finds_a_lost_block():
     pool = BlockPool(2)
-    pool.drop([pool.take()])
+    pool.drop(pool.take(1))
     with pytest.raises(InvariantError, match="lost"):
         pool.check_invariants([], kept=[])
 
 
 def test_check_finds_a_table_that_holds_a_block_without_a_reference():
     pool = BlockPool(2)
-    block = pool.take()
+    (block,) = pool.take(1)
     pool.check_invariants([[block]], kept=[])
     with pytest.raises(InvariantError, match="1 references, 2 tables hold it"):
         pool.check_invariants([[block], [block]], kept=[])

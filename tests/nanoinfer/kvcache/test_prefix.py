@@ -42,18 +42,18 @@ def test_large_token_ids_are_told_apart():
 
 def test_longest_known_beginning_is_found():
     digests, index = chain_of(list(range(12)), 4), PrefixIndex()
-    index.publish(digests[0], 7)
-    index.publish(digests[2], 9)
+    index.publish([digests[0]], [7])
+    index.publish([digests[2]], [9])
     assert index.find(digests) == [7]
-    index.publish(digests[1], 8)
+    index.publish([digests[1]], [8])
     assert index.find(digests) == [7, 8, 9]
     assert index.find(chain_of([5, 6, 7, 8], 4)) == []
 
 
 def test_first_block_with_a_content_stays_the_findable_one():
     digests, index = chain_of([1, 2], 2), PrefixIndex()
-    index.publish(digests[0], 3)
-    index.publish(digests[0], 4)
+    index.publish([digests[0]], [3])
+    index.publish([digests[0]], [4])
     assert index.find(digests) == [3]
     assert 3 in index
     assert 4 not in index
@@ -63,20 +63,21 @@ def test_first_block_with_a_content_stays_the_findable_one():
 def test_blocks_are_evicted_in_the_order_in_which_they_became_idle():
     index = PrefixIndex()
     for block in (1, 2, 3):
-        index.publish(bytes([block]), block)
+        index.publish([bytes([block])], [block])
     for block in (2, 3, 1):
         index.retire(block)
     index.revive(3)
     index.retire(3)
     assert list(index.idle) == [2, 1, 3]
-    assert [index.evict() for _ in range(index.num_idle)] == [2, 1, 3]
+    assert index.evict(2) + index.evict(1) == [2, 1, 3]
+    assert index.num_idle == 0
 
 
 def test_evicted_block_is_not_found_again():
     digests, index = chain_of([1, 2], 2), PrefixIndex()
-    index.publish(digests[0], 5)
+    index.publish([digests[0]], [5])
     index.retire(5)
-    index.evict()
+    index.evict(1)
     assert index.find(digests) == []
     assert 5 not in index
     index.check_invariants()
@@ -84,8 +85,8 @@ def test_evicted_block_is_not_found_again():
 
 def test_clear_returns_the_idle_blocks_and_forgets_all():
     digests, index = chain_of([1, 2, 3, 4], 2), PrefixIndex()
-    index.publish(digests[0], 5)
-    index.publish(digests[1], 6)
+    index.publish([digests[0]], [5])
+    index.publish([digests[1]], [6])
     index.retire(6)
     assert index.clear() == [6]
     assert index.find(digests) == []
@@ -102,15 +103,15 @@ def test_check_finds_an_idle_block_that_cannot_be_found():
 
 def test_check_finds_a_block_under_two_digests():
     index = PrefixIndex()
-    index.publish(b"a", 1)
-    index.publish(b"b", 1)
+    index.publish([b"a"], [1])
+    index.publish([b"b"], [1])
     with pytest.raises(InvariantError, match="two digests"):
         index.check_invariants()
 
 
 def test_check_finds_two_directions_that_disagree():
     index = PrefixIndex()
-    index.publish(b"a", 1)
+    index.publish([b"a"], [1])
     index._digest_by_block[1] = b"b"
     with pytest.raises(InvariantError, match="disagree"):
         index.check_invariants()
