@@ -35,6 +35,7 @@ HIGHER_IS_BETTER = frozenset(
         "output_throughput",
         "prefill_throughput",
         "decode_throughput",
+        "device_busy_share",
         "cache_hit_rate",
         "cached_tokens",
     }
