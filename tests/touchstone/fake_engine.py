@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from touchstone.clock import timed_region
@@ -97,3 +98,14 @@ class FakeEngine:
 
     def close(self):
         pass
+
+
+class ProfilingFake(FakeEngine):
+    """Serves several units of a process, because it forgets prompts; a test gives it a profiler."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.capabilities = replace(self.capabilities, profiles_devices=True, forgets_prompts=True)
+
+    def forget_prompts(self):
+        return True

@@ -400,18 +400,11 @@ def test_an_engine_that_refuses_to_start_is_asked_once_for_all_units_of_a_proces
 
 def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tmp_path, monkeypatch):
     """A profiler leaves memory and hooks behind, which would be measured with the next unit."""
-    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+    from fake_engine import ProfilingFake  # noqa: PLC0415  as above
 
     told = []
 
-    class Profiling(FakeEngine):
-        def __init__(self, spec):
-            super().__init__(spec)
-            self.capabilities = replace(self.capabilities, profiles_devices=True, forgets_prompts=True)
-
-        def forget_prompts(self):
-            return True
-
+    class Profiling(ProfilingFake):
         def generate(self, requests, *, concurrency=None):
             told.append(("timed", self.options.get("size")))
             return super().generate(requests, concurrency=concurrency)
@@ -474,18 +467,11 @@ def test_each_arm_of_a_process_is_profiled_on_its_own_engine_with_the_same_promp
 
 def test_units_of_one_seed_are_profiled_on_prompts_of_their_own(fake, tmp_path, monkeypatch):
     """An engine that serves both would find the first one's prompts in its prefix cache."""
-    from fake_engine import FakeEngine  # noqa: PLC0415  as above
+    from fake_engine import ProfilingFake  # noqa: PLC0415  as above
 
     prompts = []
 
-    class Profiling(FakeEngine):
-        def __init__(self, spec):
-            super().__init__(spec)
-            self.capabilities = replace(self.capabilities, profiles_devices=True, forgets_prompts=True)
-
-        def forget_prompts(self):
-            return True
-
+    class Profiling(ProfilingFake):
         def profile(self, requests, *, concurrency=None):
             assert concurrency is None
             prompts.extend(request.prompt_token_ids for request in requests)
