@@ -1,9 +1,9 @@
 """Compile every kernel that an engine will use, side by side, before the first of them is needed.
 
-Triton compiles a kernel when it is first launched, for up to two seconds on one core. So each kernel is launched once,
+Triton compiles a kernel when it is first launched, far longer than a step takes. So each kernel is launched once,
 on next to nothing, from one of several threads: most of the compiler runs outside the interpreter's lock.
 
-What it does inside, a fifth of its work, is what all wait for where cores abound. So the slowest kernels come first,
+What it does inside is what all wait for where cores abound. So the slowest kernels come first,
 and few are compiled at a time: else all would take turns with the lock, and the slowest would end by themselves.
 """
 
@@ -67,7 +67,7 @@ class KernelShapes:
 def compiler_ready() -> tuple[Future[Any], ...]:
     """Begin, once a process, what Triton does before it compiles anything; whoever compiles waits for the end.
 
-    It builds its own extension, where its cache has none, and digests its libraries, half a gigabyte, for the keys of
+    It builds its own extension, where its cache has none, and digests its libraries for the keys of
     its cache. Every thread that found these undone would do them for itself. Errors are left to who compiles and meets
     them again.
     """

@@ -445,7 +445,5 @@ def memory_part(part: Callable[[MemoryParts], int | None], facts: RunFacts) -> M
         return NO_MEMORY
     size = part(facts.memory)
     if size is None:
-        return NotAvailable(
-            Bilingual("the engine cannot tell this part of its memory", "该引擎无法给出这一部分内存的大小")
-        )
+        return NotAvailable(Bilingual("this part of the memory was not told", "未给出这一部分内存的大小"))
     return Quantity(size / BYTES_PER_GB, Unit.GIGABYTES, terms={"M": size})
