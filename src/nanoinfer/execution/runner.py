@@ -132,6 +132,7 @@ class Runner:
         self.ops = ops
         self.kv_cache = kv_cache
         self.device = kv_cache.device
+        self._kv_layers = [(keys, values) for keys, values in kv_cache]
         self.block_size = kv_cache.shape[3]
         self.vocab_size = model.vocab_size
         self.num_slots = num_slots
@@ -223,7 +224,7 @@ class Runner:
             token_indices=rows[3],
             limits=state.limits(slots) if restricted else None,
         )
-        logits = self.model.logits(self.model(step.token_ids, attention, self.kv_cache))
+        logits = self.model.logits(self.model(step.token_ids, attention, self._kv_layers))
         sampled = self._choose(logits, sampling)
         state.last_tokens.index_copy_(0, slots, sampled)
         return sampled
@@ -250,7 +251,7 @@ class Runner:
         is_decode = torch.arange(batch.shape.tokens, device=self.device) < batch.num_decodes
         token_ids = torch.where(is_decode, self.slots.last_tokens[batch.token_slots], batch.token_ids)
         wanted = batch.sample_tokens if batch.shape.sampled else None
-        hidden = self.model(token_ids, self._attention_inputs(batch, is_decode, padded), self.kv_cache, wanted)
+        hidden = self.model(token_ids, self._attention_inputs(batch, is_decode, padded), self._kv_layers, wanted)
         if wanted is None:
             return batch.sample_tokens
         logits = self.model.logits(hidden)

@@ -26,6 +26,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from nanoinfer.kernels.launch import LINE_BYTES, early_launch, num_multiprocessors, prefetch
 from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 from nanoinfer.kernels.rotation import norm_rotary
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,7 @@ PROGRAMS_AT_ONCE = 6  # ... as many as run at the same time
 PRELOADING_ROWS = 16  # up to here the device has registers to spare for a part's first tile
 ROWS_AT_ONCE = 256  # contexts that a program looks at together
 COUNTERS = 2**17  # (sequence, KV head) pairs of a launch
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,54 +127,110 @@ def decode_attention(
     not tf32. `sparse` says that most rows may be no sequences. `cuts` and `tuning` override what `context_cuts` and
     `decode_tuning` choose.
     """
-    batch_size = len(qkv)
+    batch_size, width = qkv.shape
     _, block_size, num_kv_heads, head_dim = key_blocks.shape
-    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    cuts = cuts or context_cuts(batch_size, num_kv_heads, num_multiprocessors(qkv.device), sparse=sparse)
+    heads = _Heads(width // head_dim - 2 * num_kv_heads, num_kv_heads, head_dim, normalized=q_norm is not None)
+    device = qkv.device
+    plan = _plan(batch_size, heads, block_size, qkv.dtype, device, sparse, cuts, tuning)
+    if plan.num_part_rows:
+        outputs = qkv.new_empty(plan.num_part_rows * head_dim, dtype=torch.float32)
+        log_sums = qkv.new_empty(plan.num_part_rows, dtype=torch.float32)
+    else:
+        outputs = log_sums = _nothing(device)
+    plan.variant.launch(
+        (num_kv_heads, plan.num_programs, 1),
+        (
+            qkv,
+            qkv if q_norm is None else q_norm,
+            qkv if k_norm is None else k_norm,
+            cos_sin,
+            positions,
+            key_blocks,
+            value_blocks,
+            slot_mapping,
+            block_table,
+            context_lens,
+            out,
+            outputs,
+            log_sums,
+            _arrivals(device),
+        ),
+        (
+            eps,
+            scale * LOG2_E,
+            batch_size,
+            *plan.cuts,
+            qkv.stride(0),
+            *key_blocks.stride()[:3],
+            block_table.stride(0),
+        ),
+    )
+
+
+class _Heads(NamedTuple):
+    """What the heads of a projection are like."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    normalized: bool
+
+
+class _Plan(NamedTuple):
+    """How a batch of one size is attended to; `num_part_rows` heads of parts are merged afterwards."""
+
+    variant: Variant
+    cuts: Cuts
+    num_programs: int
+    num_part_rows: int
+
+
+@cache
+def _plan(
+    batch_size: int,
+    heads: _Heads,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    sparse: bool,
+    cuts: Cuts | None,
+    tuning: DecodeTuning | None,
+) -> _Plan:
+    cuts = cuts or context_cuts(batch_size, heads.num_kv_heads, num_multiprocessors(device), sparse=sparse)
     whole = cuts.most == 1
-    tuning = tuning or decode_tuning(qkv.dtype, batch_size, whole=whole)
+    tuning = tuning or decode_tuning(dtype, batch_size, whole=whole)
     num_programs = cuts.num_programs(batch_size)
-    num_rows = 0 if whole else num_programs * num_heads
-    _attention_kernel[(num_kv_heads, num_programs)](
-        qkv,
-        qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm,
-        eps,
-        cos_sin,
-        positions,
-        key_blocks,
-        value_blocks,
-        slot_mapping,
-        block_table,
-        context_lens,
-        out,
-        torch.empty(num_rows * head_dim, dtype=torch.float32, device=qkv.device),
-        torch.empty(num_rows, dtype=torch.float32, device=qkv.device),
-        _arrivals(qkv.device),
-        scale * math.log2(math.e),
-        batch_size,
-        cuts.even_parts,
-        cuts.most,
-        qkv.stride(0),
-        key_blocks.stride(0),
-        key_blocks.stride(1),
-        key_blocks.stride(2),
-        block_table.stride(0),
-        GROUP=num_heads // num_kv_heads,
-        PADDED_GROUP=triton.next_power_of_2(num_heads // num_kv_heads),
-        DOT_ROWS=max(MIN_DOT_ROWS, triton.next_power_of_2(num_heads // num_kv_heads)),
-        HEAD_DIM=head_dim,
+    num_part_rows = 0 if whole else num_programs * heads.num_heads
+    return _Plan(_variant(heads, block_size, tuning, whole, device), cuts, num_programs, num_part_rows)
+
+
+@cache
+def _variant(heads: _Heads, block_size: int, tuning: DecodeTuning, whole: bool, device: torch.device) -> Variant:
+    group = heads.num_heads // heads.num_kv_heads
+    padded_group = triton.next_power_of_2(group)
+    return Variant(
+        _attention_kernel,
+        GROUP=group,
+        PADDED_GROUP=padded_group,
+        DOT_ROWS=max(MIN_DOT_ROWS, padded_group),
+        HEAD_DIM=heads.head_dim,
         BLOCK_SIZE=block_size,
         TILE=tuning.tile_keys,
-        NORM=q_norm is not None,
+        NORM=heads.normalized,
         WHOLE=whole,
         PRELOAD=tuning.preload,
         MOST_PARTS=MOST_CUTS,
         ROWS_AT_ONCE=ROWS_AT_ONCE,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
-        **({"EARLY": False} if whole else early_launch(qkv.device)),  # a full device has no room to begin early
+        **({"EARLY": False} if whole else early_launch(device)),  # a full device has no room to begin early
     )
+
+
+@cache
+def _nothing(device: torch.device) -> Tensor:
+    """Stand for the parts of contexts where there are none."""
+    return torch.empty(0, dtype=torch.float32, device=device)
 
 
 @cache
@@ -311,7 +369,6 @@ def _attention_kernel(
     qkv,
     q_norm,
     k_norm,
-    eps,
     cos_sin,
     positions,
     key_blocks,
@@ -323,6 +380,7 @@ def _attention_kernel(
     outputs,
     log_sums,
     arrivals,
+    eps,
     scale_log2,
     num_seqs,
     even_parts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ import triton
 import triton.language as tl
 
 from nanoinfer.kernels.reference import DecodeRows
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,23 +37,27 @@ def decode_inputs(
         temperatures=torch.empty(num_rows, dtype=torch.float32, device=rows.device),
         seeds=integers[2],
     )
-    _rows_kernel[(num_rows,)](
-        rows,
-        block_tables,
-        last_tokens,
-        temperatures,
-        seeds,
-        integers,
-        out.block_table,
-        out.context_lens,
-        out.temperatures,
-        len(block_tables) - 1,
-        num_columns,
-        BLOCK_SIZE=block_size,
-        TILE=TABLE_TILE,
-        num_warps=2,
+    _rows_variant(block_size).launch(
+        (num_rows, 1, 1),
+        (
+            rows,
+            block_tables,
+            last_tokens,
+            temperatures,
+            seeds,
+            integers,
+            out.block_table,
+            out.context_lens,
+            out.temperatures,
+        ),
+        (block_tables.shape[0] - 1, num_columns),
     )
     return out
+
+
+@cache
+def _rows_variant(block_size: int) -> Variant:
+    return Variant(_rows_kernel, BLOCK_SIZE=block_size, TILE=TABLE_TILE, num_warps=2)
 
 
 # Batches differ in size and tables in width; neither may ask for another compilation.

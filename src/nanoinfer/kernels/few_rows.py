@@ -8,16 +8,18 @@ before it (programmatic dependent launch): while one kernel computes, the next o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.launch import early_launch
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 TILE_BYTES = (
@@ -27,7 +29,7 @@ TILE_BYTES = (
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return rms_norm(x) W^T + b for x (T, K), contiguous, of few rows; norm_weight (K,), W (N, K), b (N,) or None."""
-    out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
     _launch(x, weight, bias, out, norm_weight=norm_weight, eps=eps)
     return out
 
@@ -37,7 +39,7 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor
 
     x (T, K), contiguous, of few rows; norm_weight (K,); W (2 N, K) and b (2 N,) or None, gate first. Returns (T, N).
     """
-    out = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
+    out = x.new_empty((x.shape[0], weight.shape[0] // 2))
     _launch(x, weight, bias, out, norm_weight=norm_weight, eps=eps, gated=True)
     return out
 
@@ -50,7 +52,7 @@ def linear_add(
     residual (T, N) is left as it is; None adds nothing. The result is written to out (T, N) where that is given.
     """
     if out is None:
-        out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+        out = x.new_empty((x.shape[0], weight.shape[0]))
     _launch(x, weight, bias, out, residual=residual)
     return out
 
@@ -66,28 +68,41 @@ def _launch(
     residual: Tensor | None = None,
     gated: bool = False,
 ) -> None:
-    num_inputs, num_outputs = x.shape[1], out.shape[1]
+    (num_rows, num_inputs), num_outputs = x.shape, out.shape[1]
+    steps = _Steps(norm_weight is not None, gated, bias is not None, residual is not None)
+    tile, variant = _few_rows_variant(num_inputs, weight.itemsize, steps, x.device)
+    norm_weight = out if norm_weight is None else norm_weight
+    bias = out if bias is None else bias
+    residual = out if residual is None else residual
+    tensors = x, norm_weight, weight, bias, residual, out
+    variant.launch((-(-num_outputs // tile), 1, 1), tensors, (eps, num_rows, num_outputs))
+
+
+class _Steps(NamedTuple):
+    """What is done around a product."""
+
+    norm: bool
+    gated: bool
+    bias: bool
+    add: bool
+
+
+@cache
+def _few_rows_variant(num_inputs: int, itemsize: int, steps: _Steps, device: torch.device) -> tuple[int, Variant]:
+    """Return the outputs that a program makes, and the variant."""
     padded = triton.next_power_of_2(num_inputs)
-    tile = max(1, TILE_BYTES // (padded * weight.itemsize * (2 if gated else 1)))
-    _few_rows_kernel[(triton.cdiv(num_outputs, tile),)](
-        x,
-        out if norm_weight is None else norm_weight,
-        weight,
-        out if bias is None else bias,
-        out if residual is None else residual,
-        out,
-        eps,
-        len(x),
-        num_outputs,
+    tile = max(1, TILE_BYTES // (padded * itemsize * (2 if steps.gated else 1)))
+    return tile, Variant(
+        _few_rows_kernel,
         NUM_INPUTS=num_inputs,
         PADDED_INPUTS=padded,
         TILE=tile,
-        NORM=norm_weight is not None,
-        GATED=gated,
-        BIAS=bias is not None,
-        ADD=residual is not None,
+        NORM=steps.norm,
+        GATED=steps.gated,
+        BIAS=steps.bias,
+        ADD=steps.add,
         num_warps=4,
-        **early_launch(x.device),
+        **early_launch(device),
     )
 
 

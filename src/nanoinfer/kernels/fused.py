@@ -5,6 +5,7 @@ All arithmetic is done in float32 and rounded once, as in `reference`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.launch import early_launch
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +36,15 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     written over `residual`.
     """
     out = torch.empty_like(residual)
-    _launch_norm(x, residual, out, residual, weight, eps, num_parts=1 if x.dim() == residual.dim() else len(x))
+    _launch_norm(x, residual, out, residual, weight, eps, num_parts=1 if x.dim() == residual.dim() else x.shape[0])
     return out, residual
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up for gate_up (T, 2 I), contiguous, gate first; shape (T, I)."""
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
-    _silu_kernel[(num_tokens, triton.cdiv(width, SILU_TILE))](gate_up, out, WIDTH=width, TILE=SILU_TILE, num_warps=4)
+    out = gate_up.new_empty((num_tokens, width))
+    _silu_variant(width).launch((num_tokens, -(-width // SILU_TILE), 1), (gate_up, out))
     return out
 
 
@@ -50,20 +52,26 @@ def _launch_norm(
     x: Tensor, residual: Tensor, out: Tensor, total: Tensor, weight: Tensor, eps: float, *, num_parts: int
 ) -> None:
     width = out.shape[-1]
+    variant = _norm_variant(width, num_parts, x.device)
+    variant.launch((out.numel() // width, 1, 1), (x, residual, out, total, weight), (eps,))
+
+
+@cache
+def _norm_variant(width: int, num_parts: int, device: torch.device) -> Variant:
     padded = triton.next_power_of_2(width)
-    _norm_kernel[(out.numel() // width,)](
-        x,
-        residual,
-        out,
-        total,
-        weight,
-        eps,
+    return Variant(
+        _norm_kernel,
         WIDTH=width,
         PADDED_WIDTH=padded,
         NUM_PARTS=num_parts,
         num_warps=min(16, max(1, padded // 256)),
-        **early_launch(x.device),
+        **early_launch(device),
     )
+
+
+@cache
+def _silu_variant(width: int) -> Variant:
+    return Variant(_silu_kernel, WIDTH=width, TILE=SILU_TILE, num_warps=4)
 
 
 @triton.jit

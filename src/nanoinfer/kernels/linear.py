@@ -8,6 +8,7 @@ for its weights while the kernel before it ends, activation and addition happen 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.fused import silu_and_mul
 from nanoinfer.kernels.launch import LINE_BYTES, early_launch, prefetch
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,7 @@ TUNINGS = {
 SMALL = LinearTuning(16, 64, 128, 4, 4)
 
 
+@cache
 def linear_tuning(num_rows: int) -> LinearTuning:
     """Return the tile shape for at most MOST_ROWS rows; tools/kernel_speed.py times its rivals."""
     return TUNINGS[min(most for most in TUNINGS if num_rows <= most)]
@@ -53,21 +56,26 @@ def linear_tuning(num_rows: int) -> LinearTuning:
 
 def fits(weight: Tensor) -> bool:
     """Whether there is anything to gain from `early_linear` with weights (N, K) on their device."""
-    is_small = weight.dtype != torch.float32 and weight.numel() <= MOST_WEIGHTS
-    whole_tiles = all(weight.shape[1] % tuning.tile_inputs == 0 for tuning in TUNINGS.values())
-    return is_small and whole_tiles and bool(early_launch(weight.device)["EARLY"])
+    return _fits(*weight.shape, weight.dtype, weight.device)
+
+
+@cache
+def _fits(num_outputs: int, num_inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    is_small = dtype != torch.float32 and num_outputs * num_inputs <= MOST_WEIGHTS
+    whole_tiles = all(num_inputs % tuning.tile_inputs == 0 for tuning in TUNINGS.values())
+    return is_small and whole_tiles and bool(early_launch(device)["EARLY"])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x W^T + b for x (T, K), contiguous, W (N, K), b (N,) or None; (T, N) in x's dtype."""
-    if len(x) <= MOST_ROWS and fits(weight):
-        return early_linear(x, weight, bias, linear_tuning(len(x)))
+    if x.shape[0] <= MOST_ROWS and fits(weight):
+        return early_linear(x, weight, bias, linear_tuning(x.shape[0]))
     return any_linear(x, weight, bias)
 
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return silu(gate) * up with (gate, up) = x W^T + b for x (T, K), contiguous, W (2 N, K), gate first; (T, N)."""
-    if len(x) <= SMALL_ROWS and fits(weight):
+    if x.shape[0] <= SMALL_ROWS and fits(weight):
         return early_linear(x, weight, bias, SMALL, gated=True)
     return silu_and_mul(any_linear(x, weight, bias))
 
@@ -75,7 +83,7 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Do as `linear`, or return parts (P, T, N) in float32 whose sum it is; `add_rms_norm` takes either."""
     num_parts = x.shape[1] // PART_INPUTS
-    if len(x) <= SMALL_ROWS and fits(weight) and num_parts > 1 and x.shape[1] % PART_INPUTS == 0:
+    if x.shape[0] <= SMALL_ROWS and fits(weight) and num_parts > 1 and x.shape[1] % PART_INPUTS == 0:
         return early_linear(x, weight, bias, SMALL, num_parts=num_parts)
     return any_linear(x, weight, bias)
 
@@ -84,29 +92,35 @@ def early_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, tuning: LinearTuning, *, gated: bool = False, num_parts: int = 1
 ) -> Tensor:
     """Do as `linear`, `gated_linear` or `linear_parts`, in Triton whatever the shape; a part is a number of tiles."""
-    num_rows, num_outputs = len(x), len(weight) // (2 if gated else 1)
-    shape = (num_rows, num_outputs) if num_parts == 1 else (num_parts, num_rows, num_outputs)
-    out = torch.empty(shape, dtype=x.dtype if num_parts == 1 else torch.float32, device=x.device)
-    grid = triton.cdiv(len(weight), tuning.tile_outputs), triton.cdiv(num_rows, tuning.tile_rows), num_parts
-    _linear_kernel[grid](
-        x,
-        weight,
-        out if bias is None else bias,
-        out,
-        num_rows,
-        num_outputs,
-        NUM_INPUTS=x.shape[1],
+    (num_rows, num_inputs), (weight_rows, _) = x.shape, weight.shape
+    num_outputs = weight_rows // 2 if gated else weight_rows
+    if num_parts == 1:
+        out = x.new_empty((num_rows, num_outputs))
+    else:
+        out = x.new_empty((num_parts, num_rows, num_outputs), dtype=torch.float32)
+    variant = _linear_variant(num_inputs, num_parts, tuning, bias is not None, gated, x.device)
+    grid = -(-weight_rows // tuning.tile_outputs), -(-num_rows // tuning.tile_rows), num_parts
+    variant.launch(grid, (x, weight, out if bias is None else bias, out), (num_rows, num_outputs))
+    return out
+
+
+@cache
+def _linear_variant(
+    num_inputs: int, num_parts: int, tuning: LinearTuning, has_bias: bool, gated: bool, device: torch.device
+) -> Variant:
+    return Variant(
+        _linear_kernel,
+        NUM_INPUTS=num_inputs,
         NUM_PARTS=num_parts,
         ROWS=tuning.tile_rows,
         OUTPUTS=tuning.tile_outputs,
         INPUTS=tuning.tile_inputs,
-        BIAS=bias is not None,
+        BIAS=has_bias,
         GATED=gated,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
-        **early_launch(x.device),
+        **early_launch(device),
     )
-    return out
 
 
 # Batches differ in size; that must not ask for another compilation.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,12 +23,14 @@ import triton.language as tl
 from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 from nanoinfer.kernels.rotation import norm_rotary
 from nanoinfer.kernels.store_kv import norm_rotary_store
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 SHORT_QUERY = 2048  # up to here much of a tile is masked, and smaller tiles waste less
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,38 +89,41 @@ def prefill_attention(
     accumulates in float32; float32 products are exact float32.
     """
     norm_rotary_store(qkv, k_norm, eps, cos_sin, positions, key_blocks, value_blocks, slot_mapping)
-    num_tokens = len(qkv)
+    num_tokens = qkv.shape[0]
     _, block_size, num_kv_heads, head_dim = key_blocks.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     group = num_heads // num_kv_heads
     tuning = tuning or prefill_tuning(qkv.dtype, group, max_query_len)
     queries = tuning.tile_rows // group
     num_seqs = context_lens.shape[0]
-    _prefill_kernel[(num_kv_heads, num_tokens // queries + num_seqs)](
-        qkv,
-        qkv if q_norm is None else q_norm,
-        eps,
-        cos_sin,
-        key_blocks,
-        value_blocks,
-        block_table,
-        query_starts,
-        context_lens,
-        out,
-        scale * math.log2(math.e),
-        num_seqs,
-        qkv.stride(0),
-        key_blocks.stride(0),
-        key_blocks.stride(1),
-        key_blocks.stride(2),
-        block_table.stride(0),
+    _prefill_variant(group, head_dim, block_size, tuning, q_norm is not None).launch(
+        (num_kv_heads, num_tokens // queries + num_seqs, 1),
+        (
+            qkv,
+            qkv if q_norm is None else q_norm,
+            cos_sin,
+            key_blocks,
+            value_blocks,
+            block_table,
+            query_starts,
+            context_lens,
+            out,
+        ),
+        (eps, scale * LOG2_E, num_seqs, qkv.stride(0), *key_blocks.stride()[:3], block_table.stride(0)),
+    )
+
+
+@cache
+def _prefill_variant(group: int, head_dim: int, block_size: int, tuning: PrefillTuning, normalized: bool) -> Variant:
+    return Variant(
+        _prefill_kernel,
         GROUP=group,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         ROWS=tuning.tile_rows,
-        QUERIES=queries,
+        QUERIES=tuning.tile_rows // group,
         TILE=tuning.tile_keys,
-        NORM=q_norm is not None,
+        NORM=normalized,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
@@ -199,7 +205,6 @@ def _attend(
 def _prefill_kernel(
     qkv,
     q_norm,
-    eps,
     cos_sin,
     key_blocks,
     value_blocks,
@@ -207,6 +212,7 @@ def _prefill_kernel(
     query_starts,
     context_lens,
     out,
+    eps,
     scale_log2,
     num_seqs,
     stride_qkv,

@@ -14,6 +14,7 @@ meets only the same program of the other ranks, so messages of any size may foll
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.launch import early_launch
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,23 +54,25 @@ def push_sum(
     if num_words > capacity:
         raise ValueError(f"a message of {num_words} words does not fit into places of {capacity}")
     out = torch.empty_like(x)
-    _push_kernel[(triton.cdiv(num_words, WORDS),)](
-        x.view(-1).view(torch.int32),
-        out.view(-1).view(torch.int32),
-        received,
-        addresses,
-        counts,
-        num_words,
-        rank,
-        patience,
+    _push_variant(num_ranks, capacity, x.dtype, x.device).launch(
+        (-(-num_words // WORDS), 1, 1),
+        (x.view(-1).view(torch.int32), out.view(-1).view(torch.int32), received, addresses, counts),
+        (num_words, rank, patience),
+    )
+    return out
+
+
+@cache
+def _push_variant(num_ranks: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Variant:
+    return Variant(
+        _push_kernel,
         RANKS=num_ranks,
         CAPACITY=capacity,
         WORDS=WORDS,
-        KIND=_KINDS[x.dtype],
+        KIND=_KINDS[dtype],
         num_warps=4,
-        **early_launch(x.device),
+        **early_launch(device),
     )
-    return out
 
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -7,11 +7,14 @@ program a row finds the best of the slices.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,37 +45,29 @@ def sample_shard(
     num_rows, size = logits.shape
     # Slices begin at a multiple of what one Philox call serves, so a shard's first one may begin before the shard.
     first_lane = first // (4 * NOISE_LANES) * (4 * NOISE_LANES)
-    num_slices = triton.cdiv(first + size - first_lane, NOISE_TILES * 4 * NOISE_LANES)
+    num_slices = -(-(first + size - first_lane) // (NOISE_TILES * 4 * NOISE_LANES))
     scores = torch.empty((num_rows, num_slices), dtype=torch.float32, device=logits.device)
     winners = torch.empty((num_rows, num_slices), dtype=torch.int32, device=logits.device)
     best = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    _slice_kernel[(num_slices, num_rows)](
-        logits,
-        temperatures,
-        seeds,
-        token_indices,
-        scores,
-        winners,
-        logits.stride(0),
-        first,
-        size,
-        LANES=NOISE_LANES,
-        TILES=NOISE_TILES,
-        FAST=logits.is_cuda,  # the interpreter knows no machine instructions
-        num_warps=2,
+    _slice_variant(logits.is_cuda).launch(
+        (num_slices, num_rows, 1),
+        (logits, temperatures, seeds, token_indices, scores, winners),
+        (logits.stride(0), first, size),
     )
-    _row_kernel[(num_rows,)](
-        scores,
-        winners,
-        best,
-        out,
-        num_slices,
-        first + size,
-        PADDED_SLICES=triton.next_power_of_2(num_slices),
-        num_warps=1,
-    )
+    _row_variant(num_slices).launch((num_rows, 1, 1), (scores, winners, best, out), (num_slices, first + size))
     return best, out
+
+
+@cache
+def _slice_variant(fast: bool) -> Variant:
+    """Return the kernel of the first stage; `fast` where there are machine instructions, not in the interpreter."""
+    return Variant(_slice_kernel, LANES=NOISE_LANES, TILES=NOISE_TILES, FAST=fast, num_warps=2)
+
+
+@cache
+def _row_variant(num_slices: int) -> Variant:
+    return Variant(_row_kernel, PADDED_SLICES=triton.next_power_of_2(num_slices), num_warps=1)
 
 
 @triton.jit

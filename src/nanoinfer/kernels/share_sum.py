@@ -13,6 +13,7 @@ come as often. All programs of a kernel together so leave nothing behind, and me
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import triton
@@ -20,8 +21,10 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nanoinfer.kernels.launch import early_launch
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PROGRAMS = 128  # with TILE_BYTES each, enough bytes under way to hide the links' latency
@@ -52,23 +55,24 @@ def share_sum(
     num_units, left = divmod(x.numel() * x.itemsize, UNIT_BYTES)
     if left:
         raise ValueError(f"a message of {x.numel() * x.itemsize} bytes is no multiple of {UNIT_BYTES}")
-    share = triton.cdiv(num_units, num_ranks)
-    _share_kernel[(min(num_programs, triton.cdiv(share * UNIT_BYTES, TILE_BYTES)),)](
-        addresses,
-        flags,
-        flag_addresses,
-        counts,
-        num_units,
-        share,
-        rank,
-        patience,
-        x.view(-1)[:1],
+    share = -(-num_units // num_ranks)
+    _share_variant(num_ranks, num_programs, x.itemsize, x.device).launch(
+        (min(num_programs, -(-share * UNIT_BYTES // TILE_BYTES)), 1, 1),
+        (addresses, flags, flag_addresses, counts, x.view(-1)[:1]),
+        (num_units, share, rank, patience),
+    )
+
+
+@cache
+def _share_variant(num_ranks: int, num_programs: int, itemsize: int, device: torch.device) -> Variant:
+    return Variant(
+        _share_kernel,
         RANKS=num_ranks,
         PROGRAMS=num_programs,
-        UNIT=UNIT_BYTES // x.itemsize,
-        TILE=TILE_BYTES // x.itemsize,
+        UNIT=UNIT_BYTES // itemsize,
+        TILE=TILE_BYTES // itemsize,
         num_warps=16,
-        **early_launch(x.device),
+        **early_launch(device),
     )
 
 
@@ -91,11 +95,11 @@ def _share_kernel(
     flags,
     flag_addresses,
     counts,
+    kind,
     num_units,
     share,
     rank,
     patience,
-    kind,
     RANKS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     UNIT: tl.constexpr,

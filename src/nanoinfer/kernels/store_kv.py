@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 
 from nanoinfer.kernels.rotation import norm_rotary
+from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,25 +36,28 @@ def norm_rotary_store(
     (T,) int64.
     """
     num_kv_heads, head_dim = key_blocks.shape[2:]
+    num_tokens = qkv.shape[0]
+    tile_tokens, variant = _store_variant(num_kv_heads, head_dim, k_norm is not None)
+    key_values = qkv[:, -2 * num_kv_heads * head_dim :]
+    variant.launch(
+        (-(-num_tokens // tile_tokens), 2, 1),
+        (key_values, key_blocks, value_blocks, qkv if k_norm is None else k_norm, cos_sin, positions, slot_mapping),
+        (eps, num_tokens, qkv.stride(0), key_blocks.stride(1)),
+    )
+
+
+@cache
+def _store_variant(num_kv_heads: int, head_dim: int, normalized: bool) -> tuple[int, Variant]:
+    """Return the tokens that a program takes, and the variant."""
     tile_heads = triton.next_power_of_2(num_kv_heads)
     tile_tokens = max(1, TILE_ROWS // tile_heads)
-    _store_kernel[(triton.cdiv(len(qkv), tile_tokens), 2)](
-        qkv[:, -2 * num_kv_heads * head_dim :],
-        key_blocks,
-        value_blocks,
-        qkv if k_norm is None else k_norm,
-        cos_sin,
-        positions,
-        slot_mapping,
-        eps,
-        len(qkv),
-        qkv.stride(0),
-        key_blocks.stride(1),
+    return tile_tokens, Variant(
+        _store_kernel,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         TILE_HEADS=tile_heads,
         TILE_TOKENS=tile_tokens,
-        NORM=k_norm is not None,
+        NORM=normalized,
         num_warps=min(8, max(1, tile_tokens * tile_heads * head_dim // 1024)),
     )
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nanoinfer.model.parallel import TensorParallel
 
 
+KVBlocks = tuple[Tensor, Tensor]  # one layer's blocks of keys and of values, each (N, block_size, Hkv, D)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeInputs:
     """Sequences with one query token each; B of them.
@@ -53,6 +56,7 @@ class AttentionInputs:
     """What attention needs to know of a step with T tokens: decode rows first, then prefill rows, then padding.
 
     Where there is padding, `decode` may have more rows than decode: those whose context is 0 are left to `prefill`.
+    Without `prefill`, all T are rows of `decode`.
 
     positions     (T,) int64
     slot_mapping  (T,) int64, where each token's keys and values go
@@ -81,33 +85,36 @@ class Attention(nn.Module):
         self.heads_shape = config.num_heads, width
         self.ops = ops
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: KVBlocks) -> Tensor:
         """Map x (T, hidden_size) to what `o_proj` takes, (T, Hq * D); kv_blocks is as in `attend`."""
         qkv = self.ops.linear(x, self.qkv_proj.weight, self.qkv_proj.bias)
         return self.attend(qkv, inputs, cos_sin, kv_blocks)
 
-    def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: KVBlocks) -> Tensor:
         """Map the fused projection (T, (Hq + 2 Hkv) * D) to (T, Hq * D), each part of the step by its own kernels.
 
-        kv_blocks (2, N, block_size, Hkv, D) is written, then read. Decode rows read what their own requests wrote in
+        kv_blocks is written, then read. Decode rows read what their own requests wrote in
         earlier steps, so they need not wait for the prefill rows.
         What comes out for padding is undefined.
         """
-        out = qkv.new_empty((len(qkv), *self.heads_shape))
+        out = qkv.new_empty((qkv.shape[0], *self.heads_shape))
         common = self.q_norm, self.k_norm, self.eps, cos_sin
+        positions, slot_mapping = inputs.positions, inputs.slot_mapping
         if (decode := inputs.decode) is not None:
-            rows = slice(len(decode.context_lens))
+            rows = qkv, positions, slot_mapping, out
+            if inputs.prefill is not None:
+                num_rows = decode.context_lens.shape[0]
+                rows = qkv[:num_rows], positions[:num_rows], slot_mapping[:num_rows], out[:num_rows]
             self.ops.decode_attention(
-                qkv[rows],
+                rows[0],
                 *common,
-                inputs.positions[rows],
-                kv_blocks[0],
-                kv_blocks[1],
-                inputs.slot_mapping[rows],
+                rows[1],
+                *kv_blocks,
+                rows[2],
                 decode.block_table,
                 decode.context_lens,
                 self.scale,
-                out[rows],
+                rows[3],
                 max_context_len=decode.max_context_len,
                 sparse=decode.sparse,
             )
@@ -115,10 +122,9 @@ class Attention(nn.Module):
             self.ops.prefill_attention(
                 qkv,
                 *common,
-                inputs.positions,
-                kv_blocks[0],
-                kv_blocks[1],
-                inputs.slot_mapping,
+                positions,
+                *kv_blocks,
+                slot_mapping,
                 prefill.block_table,
                 prefill.query_starts,
                 prefill.context_lens,

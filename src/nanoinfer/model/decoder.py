@@ -11,8 +11,9 @@ from nanoinfer.model.layers import Embedding, GatedMLP, Linear, RMSNorm, rotary_
 from nanoinfer.model.parallel import SINGLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from nanoinfer.model.attention import KVBlocks
     from nanoinfer.model.config import ModelConfig
     from nanoinfer.model.ops import Ops
     from nanoinfer.model.parallel import TensorParallel
@@ -44,15 +45,19 @@ class Decoder(nn.Module):
         self.register_buffer("cos_sin", rotary_table(config, num_positions), persistent=False)
 
     def forward(
-        self, token_ids: Tensor, inputs: AttentionInputs, kv_cache: Tensor, wanted: Tensor | None = None
+        self,
+        token_ids: Tensor,
+        inputs: AttentionInputs,
+        kv_cache: Sequence[KVBlocks],
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Map token_ids (T,) to normalized hidden states (T, hidden_size), or to those of the tokens `wanted` (S,).
 
-        kv_cache (num_layers, 2, N, block_size, Hkv, D) receives the tokens' keys and values. Behind the last layer's
-        attention nothing is computed of a token that is not wanted.
+        kv_cache, an entry a layer, receives the tokens' keys and values. Behind the last layer's attention nothing is
+        computed of a token that is not wanted.
         """
         residual = self.embedding(token_ids)
-        if inputs.prefill is None and len(token_ids) <= self.few_rows:
+        if inputs.prefill is None and token_ids.shape[0] <= self.few_rows:
             return self._forward_few_rows(residual, inputs, kv_cache)
         branch: Tensor | None = None
         last = len(self.layers) - 1
@@ -61,7 +66,7 @@ class Decoder(nn.Module):
             branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks, rows)
         return self.norm.add(branch, residual)[0]
 
-    def _forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, kv_cache: Tensor) -> Tensor:
+    def _forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, kv_cache: Sequence[KVBlocks]) -> Tensor:
         for layer, kv_blocks in zip(self.decoder_layers(), kv_cache, strict=True):
             residual = layer.forward_few_rows(residual, inputs, self.cos_sin, kv_blocks)
         return cast("Tensor", self.norm(residual))
@@ -93,7 +98,7 @@ class DecoderLayer(nn.Module):
         residual: Tensor,
         inputs: AttentionInputs,
         cos_sin: Tensor,
-        kv_blocks: Tensor,
+        kv_blocks: KVBlocks,
         wanted: Tensor | None,
     ) -> tuple[Tensor | None, Tensor]:
         """Map (branch, residual) to the next ones, all (T, hidden_size) or None, or to those of the tokens wanted."""
@@ -105,7 +110,9 @@ class DecoderLayer(nn.Module):
         moved: tuple[Tensor | None, Tensor] = self.mlp(hidden, residual)
         return moved
 
-    def forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: Tensor) -> Tensor:
+    def forward_few_rows(
+        self, residual: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: KVBlocks
+    ) -> Tensor:
         """Do the same for a decode step of a few rows, in five launches; maps the residual stream to the next one."""
         attention, mlp, ops = self.attention, self.mlp, self.attention.ops
         norm, projection = self.attention_norm, attention.qkv_proj

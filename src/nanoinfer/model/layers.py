@@ -70,7 +70,7 @@ class RowParallelLinear(Linear):
         """
         if self.parallel.size > 1:
             return self(x), residual
-        if len(x) < MANY_ROWS:
+        if x.shape[0] < MANY_ROWS:
             return self.ops.linear_parts(x, self.weight, self.bias), residual
         residual.addmm_(x, self.weight.t())
         return None, residual if self.bias is None else residual.add_(self.bias)
@@ -82,7 +82,7 @@ class RowParallelLinear(Linear):
         return self.parallel.collectives.all_reduce(part, keep=True)
 
     def _workspace(self, x: Tensor) -> Tensor | None:
-        return self.parallel.collectives.workspace(len(x), len(self.weight), x.dtype)
+        return self.parallel.collectives.workspace(x.shape[0], self.weight.shape[0], x.dtype)
 
 
 class Embedding(nn.Module):
