@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -132,11 +132,7 @@ def decode_attention(
     heads = _Heads(width // head_dim - 2 * num_kv_heads, num_kv_heads, head_dim, normalized=q_norm is not None)
     device = qkv.device
     plan = _plan(batch_size, heads, block_size, qkv.dtype, device, sparse, cuts, tuning)
-    if plan.num_part_rows:
-        outputs = qkv.new_empty(plan.num_part_rows * head_dim, dtype=torch.float32)
-        log_sums = qkv.new_empty(plan.num_part_rows, dtype=torch.float32)
-    else:
-        outputs = log_sums = _nothing(device)
+    parts = plan.parts or _make_parts(plan.num_programs * heads.num_heads, head_dim, device)
     plan.variant.launch(
         (num_kv_heads, plan.num_programs, 1),
         (
@@ -151,8 +147,7 @@ def decode_attention(
             block_table,
             context_lens,
             out,
-            outputs,
-            log_sums,
+            *parts,
             _arrivals(device),
         ),
         (
@@ -176,13 +171,20 @@ class _Heads(NamedTuple):
     normalized: bool
 
 
+class _Parts(NamedTuple):
+    """Where parts wait to be merged: outputs (rows * head_dim,), log_sums (rows,), both float32, a row a query head."""
+
+    outputs: Tensor
+    log_sums: Tensor
+
+
 class _Plan(NamedTuple):
-    """How a batch of one size is attended to; `num_part_rows` heads of parts are merged afterwards."""
+    """How a batch of one size is attended to; `parts` is the place of its parts where one is kept."""
 
     variant: Variant
     cuts: Cuts
     num_programs: int
-    num_part_rows: int
+    parts: _Parts | None
 
 
 @cache
@@ -200,8 +202,15 @@ def _plan(
     whole = cuts.most == 1
     tuning = tuning or decode_tuning(dtype, batch_size, whole=whole)
     num_programs = cuts.num_programs(batch_size)
-    num_part_rows = 0 if whole else num_programs * heads.num_heads
-    return _Plan(_variant(heads, block_size, tuning, whole, device), cuts, num_programs, num_part_rows)
+    kept_programs = 0 if whole else _most_programs(heads.num_kv_heads, num_multiprocessors(device))
+    keeps = whole or num_programs <= kept_programs
+    parts = _kept_parts(kept_programs * heads.num_heads, heads.head_dim, device) if keeps else None
+    return _Plan(_variant(heads, block_size, tuning, whole, device), cuts, num_programs, parts)
+
+
+def _most_programs(num_kv_heads: int, multiprocessors: int) -> int:
+    """Bound the programs a KV head of all batches that `context_cuts` cuts, unless they are sparse."""
+    return multiprocessors * (FULL_PROGRAMS + PROGRAMS_PER_MULTIPROCESSOR) // num_kv_heads + 1
 
 
 @cache
@@ -227,10 +236,16 @@ def _variant(heads: _Heads, block_size: int, tuning: DecodeTuning, whole: bool, 
     )
 
 
+def _make_parts(num_rows: int, head_dim: int, device: torch.device) -> _Parts:
+    make = partial(torch.empty, dtype=torch.float32, device=device)
+    return _Parts(make(num_rows * head_dim), make(num_rows))
+
+
 @cache
-def _nothing(device: torch.device) -> Tensor:
-    """Stand for the parts of contexts where there are none."""
-    return torch.empty(0, dtype=torch.float32, device=device)
+def _kept_parts(num_rows: int, head_dim: int, device: torch.device) -> _Parts:
+    """Make the place of the parts of all launches but those of large sparse batches; what holds of `_arrivals` does."""
+    _refuse_capture(device)
+    return _make_parts(num_rows, head_dim, device)
 
 
 @cache
@@ -239,11 +254,16 @@ def _arrivals(device: torch.device) -> Tensor:
 
     One for a device, so launches of one device must follow each other on one stream, as an engine's layers do.
     """
+    _refuse_capture(device)
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def _refuse_capture(device: torch.device) -> None:
+    """Raise where memory would be a CUDA graph's that is to outlive it."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "decode_attention was first called while a CUDA graph is captured; run it once before the capture"
         )
-    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
 @triton.jit

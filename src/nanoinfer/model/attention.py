@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanoinfer.kernels.reference import attention_scale
-from nanoinfer.model.layers import Linear, RowParallelLinear, empty_parameter
+from nanoinfer.model.layers import Layer, Linear, RowParallelLinear, empty_parameter
 
 if TYPE_CHECKING:
     from nanoinfer.model.config import ModelConfig
@@ -68,7 +68,7 @@ class AttentionInputs:
     prefill: PrefillInputs | None
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Grouped-query attention with rotary positions and, in Qwen3, normalized heads; `config` is the rank's own."""
 
     def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:
@@ -93,9 +93,8 @@ class Attention(nn.Module):
     def attend(self, qkv: Tensor, inputs: AttentionInputs, cos_sin: Tensor, kv_blocks: KVBlocks) -> Tensor:
         """Map the fused projection (T, (Hq + 2 Hkv) * D) to (T, Hq * D), each part of the step by its own kernels.
 
-        kv_blocks is written, then read. Decode rows read what their own requests wrote in
-        earlier steps, so they need not wait for the prefill rows.
-        What comes out for padding is undefined.
+        kv_blocks is written, then read. Decode rows read what their own requests wrote in earlier steps, so they need
+        not wait for the prefill rows. What comes out for padding is undefined.
         """
         out = qkv.new_empty((qkv.shape[0], *self.heads_shape))
         common = self.q_norm, self.k_norm, self.eps, cos_sin

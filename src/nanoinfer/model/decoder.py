@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from nanoinfer.model.attention import Attention, AttentionInputs
-from nanoinfer.model.layers import Embedding, GatedMLP, Linear, RMSNorm, rotary_table
+from nanoinfer.model.layers import Embedding, GatedMLP, Layer, Linear, RMSNorm, rotary_table
 from nanoinfer.model.parallel import SINGLE
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nanoinfer.model.parallel import TensorParallel
 
 
-class Decoder(nn.Module):
+class Decoder(Layer):
     """Token ids to hidden states to logits.
 
     The residual stream and the branch that is added to it travel separately, so that each addition is fused with the
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         return out
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """Attention, then the MLP, each on the normalized residual stream."""
 
     def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:

@@ -27,7 +27,20 @@ def empty_parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape), requires_grad=False)
 
 
-class Linear(nn.Module):
+class Layer(nn.Module):
+    """A module whose parameters and parts are found like any attribute: nn.Module searches for them at each use.
+
+    So a model stays on the device that it was built on.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; parameters and parts are registered too."""
+        super().__setattr__(name, value)  # type: ignore[arg-type]
+        if isinstance(value, nn.Parameter | nn.Module):
+            self.__dict__[name] = value
+
+
+class Linear(Layer):
     """y = x W^T + b with W (out_features, in_features); the bias is None where there is none."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
@@ -85,7 +98,7 @@ class RowParallelLinear(Linear):
         return self.parallel.collectives.workspace(x.shape[0], self.weight.shape[0], x.dtype)
 
 
-class Embedding(nn.Module):
+class Embedding(Layer):
     """Token ids (T,) to rows of W, of which this rank holds its part of the vocabulary.
 
     With several ranks a row of zeros follows the part: ids of other parts are looked up there, and the sum over the
@@ -116,7 +129,7 @@ class Embedding(nn.Module):
         return self.parallel.collectives.all_reduce(part, keep=True)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """Root mean square normalization, alone or fused with the residual addition before it."""
 
     def __init__(self, size: int, eps: float, ops: Ops) -> None:
@@ -136,7 +149,7 @@ class RMSNorm(nn.Module):
         return self.ops.add_rms_norm(branch, residual, self.weight, self.eps)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Layer):
     """down(silu(gate(x)) * up(x)) with gate and up in one matrix; `config` is the rank's own."""
 
     def __init__(self, config: ModelConfig, ops: Ops, parallel: TensorParallel) -> None:
