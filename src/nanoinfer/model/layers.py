@@ -7,7 +7,7 @@ same input are one fused matrix: the rows of its parts lie one after the other.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,10 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 
 
 class Layer(nn.Module):
-    """A module whose parameters and parts are found like any attribute: nn.Module searches for them at each use.
+    """A module that costs a step little: what nn.Module does at each use of a part or a call is left out.
 
-    So a model stays on the device that it was built on.
+    Parameters and parts are found like any attribute, so a model stays on the device that it was built on; a call has
+    no hooks.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -38,6 +39,10 @@ class Layer(nn.Module):
         super().__setattr__(name, value)  # type: ignore[arg-type]
         if isinstance(value, nn.Parameter | nn.Module):
             self.__dict__[name] = value
+
+    def __call__(self, *args: Any) -> Any:  # noqa: ANN401  as nn.Module has it
+        """Return what `forward` does."""
+        return self.forward(*args)
 
 
 class Linear(Layer):
@@ -89,7 +94,9 @@ class RowParallelLinear(Linear):
         return None, residual if self.bias is None else residual.add_(self.bias)
 
     def add_few_rows(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return residual + y for x of few rows; the first rank brings the residual into the sum."""
+        """Return residual + y for x of few rows, one device over `residual`; the first rank brings it into the sum."""
+        if self.parallel.size == 1:
+            return self.ops.linear_add(x, self.weight, self.bias, residual, residual)
         own = residual if self.parallel.rank == 0 else None
         part = self.ops.linear_add(x, self.weight, self.bias, own, self._workspace(x))
         return self.parallel.collectives.all_reduce(part, keep=True)
