@@ -60,15 +60,16 @@ class Decoder(Layer):
         if inputs.prefill is None and token_ids.shape[0] <= self.few_rows:
             return self._forward_few_rows(residual, inputs, kv_cache)
         branch: Tensor | None = None
-        last = len(self.layers) - 1
+        cos_sin, last = self.cos_sin, len(self.layers) - 1
         for index, (layer, kv_blocks) in enumerate(zip(self.layers, kv_cache, strict=True)):
             rows = wanted if index == last else None
-            branch, residual = layer(branch, residual, inputs, self.cos_sin, kv_blocks, rows)
+            branch, residual = layer(branch, residual, inputs, cos_sin, kv_blocks, rows)
         return self.norm.add(branch, residual)[0]
 
     def _forward_few_rows(self, residual: Tensor, inputs: AttentionInputs, kv_cache: Sequence[KVBlocks]) -> Tensor:
+        cos_sin = self.cos_sin
         for layer, kv_blocks in zip(self.decoder_layers(), kv_cache, strict=True):
-            residual = layer.forward_few_rows(residual, inputs, self.cos_sin, kv_blocks)
+            residual = layer.forward_few_rows(residual, inputs, cos_sin, kv_blocks)
         return cast("Tensor", self.norm(residual))
 
     def decoder_layers(self) -> Iterator[DecoderLayer]:

@@ -27,6 +27,7 @@ from nanoinfer.kernels import (
     linear,
     prefill_attention,
     push_sum,
+    reference,
     sampling,
     share_sum,
     store_kv,
@@ -214,8 +215,8 @@ def compiled_kernels(monkeypatch):
 
     def forget():
         for module in MODULES:
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
+            for name, value in vars(module).items():
+                if name.endswith(("_variant", "_plan")):
                     value.cache_clear()
 
     forget()
@@ -268,6 +269,34 @@ def test_the_second_launch_of_every_kernel_equals_the_first(device, runs, compil
     push_sum.push_sum(x, torch.zeros(2, 2, 512, dtype=torch.int64), addresses, counts, rank=0)
     share_sum.share_sum(x, addresses, torch.zeros(2, 128, dtype=torch.int32), addresses, counts, rank=1)
     assert {one._kernel for one in launched} == set(compiled_kernels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_kernel_launched_again_computes_from_the_new_arguments_in_and_out_of_graphs(dtype, runs):
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    norm = torch.randn(1024, device=cuda).to(dtype)
+    inputs = torch.randn(6, 4, 1024, device=cuda).to(dtype)
+    expected = [reference.rms_norm(x, norm, 1e-6) for x in inputs]
+    place = torch.empty_like(inputs[0])
+
+    def assert_close(found, number):
+        torch.testing.assert_close(found, expected[number], rtol=1.6e-2, atol=1.6e-2)
+
+    assert_close(fused.rms_norm(inputs[0], norm, 1e-6), 0)
+    before = len(runs)
+    for number in (1, 2, 3):
+        assert_close(fused.rms_norm(inputs[number], norm, 1e-6), number)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = fused.rms_norm(place, norm, 1e-6)
+    for number in (4, 5):
+        place.copy_(inputs[number])
+        graph.replay()
+        assert_close(found, number)
+    assert len(runs) == before
 
 
 def test_constants_are_the_last_parameters_of_every_kernel(compiled_kernels):
