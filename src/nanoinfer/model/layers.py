@@ -36,6 +36,7 @@ class Layer(nn.Module):
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set an attribute; parameters and parts are registered too."""
+        self.__dict__.pop(name, None)
         super().__setattr__(name, value)  # type: ignore[arg-type]
         if isinstance(value, nn.Parameter | nn.Module):
             self.__dict__[name] = value
