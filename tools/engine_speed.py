@@ -7,6 +7,8 @@ W2       256 requests of 100 to 1,024 prompt and output tokens each, uniformly d
 W3       one request of 512 prompt and 128 output tokens
 W4       100 requests of 512 prompt and 128 output tokens, 70 of which share their first 80 %, prefix cache off and on
 prefill  256 requests of 512 prompt tokens and 1 output token
+long     four requests of 32,000 prompt and 128 output tokens
+many     512 requests of 512 prompt and 256 output tokens, all 512 at a time
 ttft     one request of 16 to 8,192 prompt tokens and 1 output token, each length by itself
 startup  from the start of the process to the first token, weights read from disk, compiled kernels cached or not
 
@@ -95,7 +97,7 @@ SIZES: dict[str, dict[str, int]] = {
 HIGHEST_TOKEN_ID = 10_000
 TEMPERATURE = 0.6
 PROMPT_LENGTHS = (16, 100, 256, 512, 1000, 2048, 4096, 8192)
-SECTIONS = ("startup", "w3", "ttft", "prefill", "w1", "w2", "w4")
+SECTIONS = ("startup", "w3", "ttft", "prefill", "w1", "w2", "long", "w4", "many")
 PROFILED_STEPS = 40
 KERNELS_SHOWN = 20
 
@@ -153,7 +155,10 @@ WORKLOADS: dict[str, Callable[[int], Workload]] = {
     "w3": lambda seed: fixed(seed, 1, 512, 128),
     "w4": shared,
     "prefill": lambda seed: fixed(seed, 256, 512, 1),
+    "long": lambda seed: fixed(seed, 4, 32_000, 128),
+    "many": lambda seed: fixed(seed, 512, 512, 256),
 }
+ENGINES: dict[str, dict[str, Any]] = {"w4": {"prefix_cache": True}, "many": {"max_num_seqs": 512}}
 PROMPTS: dict[str, Callable[[int], Workload]] = {
     f"ttft-{length}": partial(fixed, num_requests=1, prompt_tokens=length, output_tokens=1) for length in PROMPT_LENGTHS
 }
@@ -488,15 +493,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with LLM(str(folder), prefix_cache=False, **options) as llm:
         print(f"{llm.cuda_graphs}, {llm.memory_by_device()}", flush=True)
         for section in chosen:
-            for name in PROMPTS if section == "ttft" else [section] if section in WORKLOADS else []:
+            special: dict[str, list[str]] = {"startup": [], "ttft": list(PROMPTS), "many": []}
+            for name in special.get(section, [section]):
                 record["timings"].append(asdict(time_workload(name, llm, arguments.repeats, peaks)))
         if arguments.profile:
             record["profiles"] = [profile_decode(llm, 256), profile_decode(llm, 1), profile_prefill(llm)]
-    if "w4" in chosen:
-        with LLM(str(folder), prefix_cache=True, **options) as llm:
-            record["timings"].append(
-                asdict(time_workload("w4", llm, arguments.repeats, peaks)) | {"prefix_cache": True}
-            )
+    for section in [each for each in ENGINES if each in chosen]:
+        with LLM(str(folder), **({"prefix_cache": False} | options | ENGINES[section])) as llm:
+            timing = asdict(time_workload(section, llm, arguments.repeats, peaks))
+            record["timings"].append(timing | ENGINES[section])
     return record
 
 
