@@ -49,8 +49,7 @@ def linear_add(
 ) -> Tensor:
     """Return residual + (x W^T + b) for x (T, K), contiguous, of few rows; W (N, K), b (N,) or None.
 
-    residual (T, N) is left as it is; None adds nothing. The result is written to out (T, N) where that is given, which
-    may be `residual`.
+    residual (T, N) is left as it is; None adds nothing. The result is written to out (T, N) where that is given.
     """
     if out is None:
         out = x.new_empty((x.shape[0], weight.shape[0]))

@@ -30,17 +30,22 @@ if TYPE_CHECKING:
 
 
 SHORT_QUERY = 2048  # up to here much of a tile is masked, and smaller tiles waste less
+THREE_PROGRAMS = 168  # registers of a thread with which a multiprocessor runs three programs of 128 threads, not two
 LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillTuning:
-    """How a program is shaped: rows (tokens x heads of a group) and keys of a tile, warps, pipeline stages."""
+    """How a program is shaped: rows (tokens x heads of a group) and keys of a tile, warps, pipeline stages.
+
+    `maxnreg` is the most registers of a thread; None leaves their number to the compiler.
+    """
 
     tile_rows: int
     tile_keys: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
 
 def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> PrefillTuning:
@@ -54,8 +59,10 @@ def prefill_tuning(dtype: torch.dtype, group: int, max_query_len: int) -> Prefil
         return PrefillTuning(tile_rows=least, tile_keys=16, num_warps=4, num_stages=1)
     if group * max_query_len <= least:
         return PrefillTuning(tile_rows=least, tile_keys=64, num_warps=4, num_stages=3)
-    tile_keys = 32 if max_query_len <= SHORT_QUERY else 64
-    return PrefillTuning(tile_rows=max(least, 64), tile_keys=tile_keys, num_warps=4, num_stages=3)
+    rows = max(least, 64)
+    if max_query_len > SHORT_QUERY:
+        return PrefillTuning(tile_rows=rows, tile_keys=64, num_warps=4, num_stages=3)
+    return PrefillTuning(tile_rows=rows, tile_keys=32, num_warps=4, num_stages=3, maxnreg=THREE_PROGRAMS)
 
 
 def prefill_attention(
@@ -126,6 +133,7 @@ def _prefill_variant(group: int, head_dim: int, block_size: int, tuning: Prefill
         NORM=normalized,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
+        maxnreg=tuning.maxnreg,
     )
 
 

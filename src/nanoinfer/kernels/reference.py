@@ -96,7 +96,7 @@ def linear_add(
 ) -> Tensor:
     """Return residual + (x W^T + b) for x (T, K), W (N, K), b (N,) or None, residual (T, N), None adds nothing.
 
-    The result is written to out (T, N) where that is given, which may be `residual`.
+    The result is written to out (T, N) where that is given.
     """
     product = linear(x, weight, bias)
     total = product if residual is None else residual + product

@@ -95,9 +95,9 @@ class RowParallelLinear(Linear):
         return None, residual if self.bias is None else residual.add_(self.bias)
 
     def add_few_rows(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return residual + y for x of few rows, one device over `residual`; the first rank brings it into the sum."""
+        """Return residual + y for x of few rows; the first rank brings the residual into the sum."""
         if self.parallel.size == 1:
-            return self.ops.linear_add(x, self.weight, self.bias, residual, residual)
+            return self.ops.linear_add(x, self.weight, self.bias, residual)
         own = residual if self.parallel.rank == 0 else None
         part = self.ops.linear_add(x, self.weight, self.bias, own, self._workspace(x))
         return self.parallel.collectives.all_reduce(part, keep=True)

@@ -46,9 +46,6 @@ def test_products_of_few_rows_equal_the_reference(num_rows, num_inputs, num_outp
         assert found.dtype == dtype
         assert relative_error(found, expected) < TOLERANCE[dtype], name
     assert torch.equal(residual, before)
-    expected = reference.linear_add(x, weight, bias, residual)
-    assert few_rows.linear_add(x, weight, bias, residual, residual) is residual
-    assert relative_error(residual, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
