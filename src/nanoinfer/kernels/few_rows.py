@@ -90,12 +90,14 @@ class _Steps(NamedTuple):
 @cache
 def _few_rows_variant(num_inputs: int, itemsize: int, steps: _Steps, device: torch.device) -> tuple[int, Variant]:
     """Return the outputs that a program makes, and the variant."""
-    padded = triton.next_power_of_2(num_inputs)
-    tile = max(1, TILE_BYTES // (padded * itemsize * (2 if steps.gated else 1)))
+    body, rest = body_and_rest(num_inputs)
+    row_bytes = (body + rest) * itemsize * (2 if steps.gated else 1)
+    tile = 1 << max(0, (TILE_BYTES // row_bytes).bit_length() - 1)
     return tile, Variant(
         _few_rows_kernel,
         NUM_INPUTS=num_inputs,
-        PADDED_INPUTS=padded,
+        BODY=body,
+        REST=rest,
         TILE=tile,
         NORM=steps.norm,
         GATED=steps.gated,
@@ -106,10 +108,65 @@ def _few_rows_variant(num_inputs: int, itemsize: int, steps: _Steps, device: tor
     )
 
 
+def body_and_rest(num_inputs: int) -> tuple[int, int]:
+    """Split a row in two powers of two, the second perhaps 0: of 3,072 inputs none is then computed in vain.
+
+    The second one is padded; where it would be as long as the first, the first is the whole row, padded.
+    """
+    body = 1 << (num_inputs.bit_length() - 1)
+    rest = 0 if body == num_inputs else triton.next_power_of_2(num_inputs - body)
+    return (2 * body, 0) if rest == body else (body, rest)
+
+
+# A row of inputs travels as its first BODY values and the REST behind them, because a tile's sides are powers of two.
+# Where REST is 0, the first ones stand for the others and are not used.
+
+
 @triton.jit
-def _product(tile, values, bias, column, is_column, BIAS: tl.constexpr, dtype: tl.constexpr):
-    """Multiply a tile of weights (TILE, K) with a row (K,); rounds to dtype as a matrix product would."""
+def _load_row(row, is_row, BODY: tl.constexpr, REST: tl.constexpr, NUM_INPUTS: tl.constexpr):
+    """Load a row of inputs (NUM_INPUTS,): (BODY,) and (REST,)."""
+    k = tl.arange(0, BODY)
+    body = tl.load(row + k, mask=is_row & (k < NUM_INPUTS), other=0.0)
+    rest = body
+    if REST:
+        behind = BODY + tl.arange(0, REST)
+        rest = tl.load(row + behind, mask=is_row & (behind < NUM_INPUTS), other=0.0)
+    return body, rest
+
+
+@triton.jit
+def _load_weights(weight, column, is_column, BODY: tl.constexpr, REST: tl.constexpr, NUM_INPUTS: tl.constexpr):
+    """Load rows of weights (N, NUM_INPUTS): (TILE, BODY) and (TILE, REST)."""
+    row = column.to(tl.int64)[:, None] * NUM_INPUTS
+    k = tl.arange(0, BODY)[None, :]
+    body = tl.load(weight + (row + k), mask=is_column[:, None] & (k < NUM_INPUTS), other=0.0)
+    rest = body
+    if REST:
+        behind = BODY + tl.arange(0, REST)[None, :]
+        rest = tl.load(weight + (row + behind), mask=is_column[:, None] & (behind < NUM_INPUTS), other=0.0)
+    return body, rest
+
+
+@triton.jit
+def _normalize(body, rest, scale, rest_scale, eps, NUM_INPUTS: tl.constexpr, REST: tl.constexpr, dtype: tl.constexpr):
+    """Normalize a row by its root mean square; rounds to dtype as a tensor would."""
+    squares = tl.sum(body * body, 0)
+    if REST:
+        squares += tl.sum(rest * rest, 0)
+    inverse = tl.rsqrt(squares / NUM_INPUTS + eps)
+    body = (body * inverse * scale.to(tl.float32)).to(dtype).to(tl.float32)
+    rest = (rest * inverse * rest_scale.to(tl.float32)).to(dtype).to(tl.float32)
+    return body, rest
+
+
+@triton.jit
+def _product(
+    tile, rest_tile, values, rest, bias, column, is_column, REST: tl.constexpr, BIAS: tl.constexpr, dtype: tl.constexpr
+):
+    """Multiply weights (TILE, K) with a row (K,) in float32; rounds to dtype as a matrix product would."""
     total = tl.sum(tile.to(tl.float32) * values[None, :], 1)
+    if REST:
+        total += tl.sum(rest_tile.to(tl.float32) * rest[None, :], 1)
     if BIAS:
         total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)
     return total.to(dtype).to(tl.float32)
@@ -128,7 +185,8 @@ def _few_rows_kernel(
     num_rows,
     num_outputs,
     NUM_INPUTS: tl.constexpr,
-    PADDED_INPUTS: tl.constexpr,
+    BODY: tl.constexpr,
+    REST: tl.constexpr,
     TILE: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
@@ -139,31 +197,27 @@ def _few_rows_kernel(
     dtype: tl.constexpr = out.dtype.element_ty
     column = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_column = column < num_outputs
-    k = tl.arange(0, PADDED_INPUTS)
-    is_input = k < NUM_INPUTS
-    places = column.to(tl.int64)[:, None] * NUM_INPUTS + k[None, :]
-    is_place = is_column[:, None] & is_input[None, :]
-    tile = tl.load(weight + places, mask=is_place, other=0.0)
+    tile, rest_tile = _load_weights(weight, column, is_column, BODY, REST, NUM_INPUTS)
     if GATED:
-        up_offset = num_outputs.to(tl.int64) * NUM_INPUTS
-        up_tile = tl.load(weight + up_offset + places, mask=is_place, other=0.0)
+        up = weight + num_outputs.to(tl.int64) * NUM_INPUTS
+        up_tile, rest_up_tile = _load_weights(up, column, is_column, BODY, REST, NUM_INPUTS)
     if NORM:
-        norm_scale = tl.load(norm_weight + k, mask=is_input, other=0.0).to(tl.float32)
+        norm_scale, rest_norm_scale = _load_row(norm_weight, True, BODY, REST, NUM_INPUTS)
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
     # Asked for one row ahead: the weights are converted before the loop, and that may have to wait for them.
-    coming = tl.load(x + k, mask=is_input, other=0.0)
+    coming, rest_coming = _load_row(x, True, BODY, REST, NUM_INPUTS)
     for row in range(num_rows):
-        values = coming.to(tl.float32)
-        coming = tl.load(x + (row + 1) * NUM_INPUTS + k, mask=is_input & (row + 1 < num_rows), other=0.0)
+        values, rest = coming.to(tl.float32), rest_coming.to(tl.float32)
+        coming, rest_coming = _load_row(x + (row + 1) * NUM_INPUTS, row + 1 < num_rows, BODY, REST, NUM_INPUTS)
         if NORM:
-            inverse = tl.rsqrt(tl.sum(values * values, 0) / NUM_INPUTS + eps)
-            values = (values * inverse * norm_scale).to(dtype).to(tl.float32)
-        result = _product(tile, values, bias, column, is_column, BIAS, dtype)
+            values, rest = _normalize(values, rest, norm_scale, rest_norm_scale, eps, NUM_INPUTS, REST, dtype)
+        result = _product(tile, rest_tile, values, rest, bias, column, is_column, REST, BIAS, dtype)
         if GATED:
-            up = _product(up_tile, values, bias + num_outputs, column, is_column, BIAS, dtype)
-            result = result / (1.0 + tl.exp(-result)) * up
+            up_bias = bias + num_outputs
+            up_result = _product(up_tile, rest_up_tile, values, rest, up_bias, column, is_column, REST, BIAS, dtype)
+            result = result / (1.0 + tl.exp(-result)) * up_result
         target = row * num_outputs + column
         if ADD:
             result += tl.load(residual + target, mask=is_column, other=0.0).to(tl.float32)

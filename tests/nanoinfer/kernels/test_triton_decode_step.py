@@ -28,7 +28,7 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), [(1, 48, 30), (3, 64, 80), (4, 100, 7)])
+@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), [(1, 48, 30), (3, 64, 80), (4, 100, 7), (2, 76, 20)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_products_of_few_rows_equal_the_reference(num_rows, num_inputs, num_outputs, biased, dtype, device):
     torch.manual_seed(num_rows)
