@@ -15,16 +15,16 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nanoinfer.kernels.launch import early_launch
+from nanoinfer.kernels.launch import THREE_PROGRAMS, early_launch
 from nanoinfer.kernels.variant import Variant
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TILE_BYTES = (
-    2**15
-)  # weights of one program: enough of them in flight to fill the memory's pipe, few enough for registers
+# Weights of one program: enough of them in flight to fill the memory's pipe, few enough for registers.
+TILE_BYTES = 40 * 2**10
+SHORT_ROW = 2048  # up to here gated products keep three programs on a multiprocessor without spilling registers
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -104,18 +104,20 @@ def _few_rows_variant(num_inputs: int, itemsize: int, steps: _Steps, device: tor
         BIAS=steps.bias,
         ADD=steps.add,
         num_warps=4,
+        maxnreg=THREE_PROGRAMS if steps.gated and num_inputs <= SHORT_ROW else None,
         **early_launch(device),
     )
 
 
 def body_and_rest(num_inputs: int) -> tuple[int, int]:
-    """Split a row in two powers of two, the second perhaps 0: of 3,072 inputs none is then computed in vain.
+    """Return the power of two that a row is padded to, and 0; or two of them, where over a quarter would be padding.
 
-    The second one is padded; where it would be as long as the first, the first is the whole row, padded.
+    2,560 inputs are 2,048 and 512, 3,072 are 4,096 and 0. The second one is padded.
     """
-    body = 1 << (num_inputs.bit_length() - 1)
-    rest = 0 if body == num_inputs else triton.next_power_of_2(num_inputs - body)
-    return (2 * body, 0) if rest == body else (body, rest)
+    whole = triton.next_power_of_2(num_inputs)
+    if 4 * num_inputs >= 3 * whole:
+        return whole, 0
+    return whole // 2, triton.next_power_of_2(num_inputs - whole // 2)
 
 
 # A row of inputs travels as its first BODY values and the REST behind them, because a tile's sides are powers of two.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOPPER = (9, 0)  # the first architecture that has it
+THREE_PROGRAMS = 168  # registers of a thread with which a multiprocessor runs three programs of 128 threads, not two
 LINE_BYTES = tl.constexpr(128)  # of a cache line
 
 

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from nanoinfer.kernels.launch import THREE_PROGRAMS
 from nanoinfer.kernels.paging import MIN_DOT_ROWS, key_offsets, load_blocks, tile_blocks
 from nanoinfer.kernels.rotation import norm_rotary
 from nanoinfer.kernels.store_kv import norm_rotary_store
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 
 SHORT_QUERY = 2048  # up to here much of a tile is masked, and smaller tiles waste less
-THREE_PROGRAMS = 168  # registers of a thread with which a multiprocessor runs three programs of 128 threads, not two
 LOG2_E = math.log2(math.e)
 
 

@@ -28,7 +28,9 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("num_rows", "num_inputs", "num_outputs"), [(1, 48, 30), (3, 64, 80), (4, 100, 7), (2, 76, 20)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_inputs", "num_outputs"), [(1, 48, 30), (3, 64, 80), (4, 100, 7), (2, 76, 20), (1, 40, 30)]
+)
 @pytest.mark.parametrize("biased", [True, False])
 def test_products_of_few_rows_equal_the_reference(num_rows, num_inputs, num_outputs, biased, dtype, device):
     torch.manual_seed(num_rows)
@@ -46,6 +48,14 @@ def test_products_of_few_rows_equal_the_reference(num_rows, num_inputs, num_outp
         assert found.dtype == dtype
         assert relative_error(found, expected) < TOLERANCE[dtype], name
     assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "parts"),
+    [(1, (1, 0)), (2048, (2048, 0)), (2560, (2048, 512)), (3072, (4096, 0)), (9728, (8192, 2048)), (12288, (16384, 0))],
+)
+def test_a_row_is_split_where_padding_it_would_idle_over_a_quarter_of_the_lanes(num_inputs, parts):
+    assert few_rows.body_and_rest(num_inputs) == parts
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
