@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
         "baseline, a placebo with the same settings, and a control that is asked for 10 % more output tokens. Each "
         "process ends with its last run once more on the same prompts, with the prefix cache off. If the placebo is "
         "not equivalent or the control is not detected, the verdicts on all paired effects of this run are void.",
-        "三个实验组按种子决定的顺序组成区组，每个区组正反各运行一遍，每组使用独立的引擎：基线、设置完全相同的安慰剂组，"
+        "三组按种子决定的顺序组成区组，每个区组正反各运行一遍，每组使用独立的引擎：基线、设置完全相同的安慰剂组，"
         "以及多要求 10 % 输出 token 的阳性对照组。每个进程最后用相同的提示重复最后一次运行，前缀缓存关闭。"
         "若安慰剂组不等效，或阳性对照未被检出，则本次运行的所有配对效应结论作废。",
     ),

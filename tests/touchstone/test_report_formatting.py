@@ -125,6 +125,8 @@ def test_counts_are_exact():
     assert place_of_exact([55.078125]) == -2
     assert place_of_exact([0.001234]) == -5
     assert exact(64049.4123) == "64,049.4"
+    assert exact(508739.60) == "508,740"
+    assert exact(1234567.8) == "1,234,570"
     assert exact(100.0) == "100"
     assert percent(0.01234) == "1.2 %"
     assert math.isclose(float(percent(0.05, 0).split()[0]), 5)

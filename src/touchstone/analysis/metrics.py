@@ -267,8 +267,9 @@ _WINDOW = Bilingual(
     "按实际返回的内容计数 token，除以主机时钟上首个请求到达至最后一个 token 的时间",
 )
 _STEPS = Bilingual(
-    "tokens counted by the engine over the time attributed to the pure steps; overlapping steps are not counted twice",
-    "引擎逐步计数的 token，除以归属于这些纯步的时间；重叠的步不重复计时",
+    "tokens that the engine counted in steps of prefill alone or decode alone, over the time attributed to these; "
+    "time in which steps overlap counts once",
+    "引擎在只做预填充或只做解码的步中逐步计数的 token，除以归属于这些步的时间；重叠的时间只计一次",
 )
 
 _RUN_METRICS = (

@@ -34,7 +34,7 @@ class Crossing:
 
 
 def payback_of(test: TestRuns) -> Payback | None:
-    """Work it out from one pair of costs a process; None where the last arm alone did not decode by graphs.
+    """Work it out from one pair of costs a process; None unless the last arm, and it alone, decoded by graphs.
 
     A process's saving is the mean time of a decode token over its baseline runs less that over its treatment runs.
     """
@@ -43,6 +43,8 @@ def payback_of(test: TestRuns) -> Payback | None:
     off, on = test.arms
     graphs = [process.of_arm(on)[0].facts.graphs for process in test.processes if process.of_arm(on)]
     known = [captured for captured in graphs if captured is not None]
+    if any(run.facts.graphs is not None for process in test.processes for run in process.of_arm(off)):
+        return None  # graphs are not what the arms differ in
     saved = [one for process in test.processes if (one := _saved_s(process, off, on)) is not None]
     if len(known) < len(test.processes) or len(saved) < len(test.processes) or len(saved) < 2:  # noqa: PLR2004  a spread
         return None

@@ -77,7 +77,7 @@ LIES: tuple[Lie, ...] = (
         ),
     ),
     Lie(
-        Bilingual("an arm that is not what its name says", "实验组名不副实"),
+        Bilingual("an arm that is not what its name says", "某一组名不副实"),
         ("graphs_as_asked", "prefix_cache_off_hits_nothing", "arrivals_as_drawn"),
     ),
     Lie(
@@ -574,7 +574,7 @@ def not_far_below_roofline(described: Sequence[MetricStatistics]) -> Check | Non
         text = (
             f"{len(roofed)} numbers, the lowest at {lowest:.1%} of its bound; {explained} explained by the launch rule"
         )
-        text_zh = f"{len(roofed)} 个数值，最低为其上限的 {lowest:.1%}；{explained} 个由启动规则解释"
+        text_zh = f"{len(roofed)} 个数值，最低为其上限的 {lowest:.1%}；{explained} 个可用操作的启动耗时解释"
     else:
         item, wrong = found[0]
         text = f"{len(found)} of {len(roofed)} numbers; first {item.metric} (`{item.arm}`): {wrong.en}"

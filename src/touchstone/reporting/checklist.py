@@ -133,7 +133,7 @@ def _paired(run: Run) -> Tick:
         bool(paired) and not unpaired,
         Bilingual(
             f"equal numbers of runs in every arm: {_listed(paired)}; unequal: {_listed(unpaired)}",
-            f"各实验组运行次数相等：{_listed(paired)}；不相等：{_listed(unpaired)}",
+            f"各组运行次数相等：{_listed(paired)}；不相等：{_listed(unpaired)}",
         ),
     )
 

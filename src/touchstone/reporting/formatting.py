@@ -93,7 +93,7 @@ def exact(value: float) -> str:
     if float(value).is_integer():
         return fixed(value, 0)
     text = fixed(value, significant_place(value, MAX_DIGITS))
-    return text.rstrip("0").rstrip(".")
+    return text.rstrip("0").rstrip(".") if "." in text else text  # a zero before the point counts
 
 
 def place_of_exact(values: Iterable[float]) -> int:

@@ -16,7 +16,7 @@ from touchstone.reporting.scaling_figures import ScalingPanel
 from touchstone.reporting.values import NOTHING, Amount, Printable, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from touchstone.records import Interval, MetricStatistics, Result, ScalingFit, ScalingPoint, ScalingSeries
 
@@ -24,13 +24,16 @@ FORMULAS = (
     r"S(p) = \exp\left(\overline{\ln x_p} - \overline{\ln x_1}\right), \quad E(p) = \frac{S(p)}{p}",
     r"\frac{1}{S} = s + \frac{1 - s}{p} \quad (\text{Amdahl}), \qquad S = p - s\,(p - 1) \quad (\text{Gustafson})",
 )
+_NOT_MEASURED = Bilingual("not measured", "未测量")
+_NO_SPEEDUP = Bilingual("no speed-up", "无加速比")
+_WITHHELD = Bilingual("withheld", "不予发布")
 _PERCENT = 100
 _CURVE_POINTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class PointRow:
-    """One number of devices of one series; dashes and a reason where it was not measured."""
+    """One number of devices of one series; dashes and a reason where it has no value."""
 
     series: Bilingual
     arm: str
@@ -73,26 +76,26 @@ def scaling_view(result: Result, results: Mapping[str, Result]) -> ScalingView:
 
 
 def _point_row(series: ScalingSeries, point: ScalingPoint, results: Mapping[str, Result]) -> PointRow:
+    mine = [item for item in results[point.test_id].statistics if (item.metric, item.arm) == (series.metric, point.arm)]
     return PointRow(
         series=Bilingual(series.name, series.name_zh),
         arm=point.arm,
         num_gpus=point.num_gpus,
         num_requests=NOTHING if point.num_requests is None else point.num_requests,
-        rate=_rate(point, results[point.test_id].statistics, series.metric),
+        rate=_rate(point, mine),
         speedup=_ratio(point.speedup, point.speedup_interval),
         speedup_interval=_span(point.speedup, point.speedup_interval, 1),
         efficiency=_share(point.efficiency, point.efficiency_interval),
         efficiency_interval=_span(point.efficiency, point.efficiency_interval, _PERCENT),
         serial_fraction=_fraction(point.serial_fraction),
-        remark=_remark(point),
+        remark=_remark(point, withheld=any(item.withheld is not None for item in mine)),
     )
 
 
-def _rate(point: ScalingPoint, statistics: Iterable[MetricStatistics], metric: str) -> Amount:
-    item = next((item for item in statistics if (item.metric, item.arm) == (metric, point.arm)), None)
-    if item is None or point.throughput is None:
+def _rate(point: ScalingPoint, mine: Sequence[MetricStatistics]) -> Amount:
+    if not mine or point.throughput is None:
         return NOTHING
-    notation = notation_for(item)
+    notation = notation_for(mine[0])
     return Amount(notation.write(point.throughput), notation.scale.symbol)
 
 
@@ -123,11 +126,10 @@ def _fraction(value: float | None) -> Amount:
     return NOTHING if value is None else Amount(fixed(value, last_place(value, None)))
 
 
-def _remark(point: ScalingPoint) -> Bilingual | Amount:
+def _remark(point: ScalingPoint, *, withheld: bool) -> Bilingual | Amount:
     if point.reason is not None:
-        english = "not measured" if point.throughput is None else "no speed-up"
-        chinese = "未测量" if point.throughput is None else "无加速比"
-        return Bilingual(f"{english}: {point.reason}", f"{chinese}：{point.reason_zh}")
+        word = _WITHHELD if withheld else _NOT_MEASURED if point.throughput is None else _NO_SPEEDUP
+        return Bilingual(f"{word.en}: {point.reason}", f"{word.zh}：{point.reason_zh}")
     if point.num_gpus == 1:
         return Bilingual(f"baseline, from test {point.test_id}", f"基线，取自测试 {point.test_id}")
     return NOTHING
@@ -198,7 +200,7 @@ def scaling_caption(result: Result) -> Bilingual:
     note_zh = "；虚线与菱形：拟合定律的外推（projection），并非测量值" if projected else ""
     return Bilingual(
         f"Speed-up of test {result.test_id} over the number of devices, with intervals and efficiencies (top), and "
-        f"residuals of the fitted law (bottom); grey line: ideal; crosses: not measured{note}",
+        f"residuals of the fitted law (bottom); grey line: ideal; crosses: no value{note}",
         f"测试 {result.test_id} 的加速比与设备数的关系，含区间与效率（上），以及拟合定律的残差（下）；"
-        f"灰线：理想情况；叉号：未测量{note_zh}",
+        f"灰线：理想情况；叉号：没有数值{note_zh}",
     )

@@ -83,7 +83,7 @@ def _draw_speedup(axes: Axes, panel: ScalingPanel, counts: Sequence[int]) -> Non
     _draw_measured(axes, panel)
     if panel.absent:
         marks = [floor * 1.06] * len(panel.absent)
-        axes.plot(panel.absent, marks, "x", color="black", markersize=6, clip_on=False, label="not measured")
+        axes.plot(panel.absent, marks, "x", color="black", markersize=6, clip_on=False, label="no value")
     axes.set(title=panel.label, ylabel="speed-up")
     axes.legend(loc="upper left", handlelength=1.8)
 

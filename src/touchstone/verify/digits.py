@@ -79,7 +79,8 @@ def plain(value: float) -> str:
     """Write a value for a formula: whole numbers whole, others to six digits without zeros at the end."""
     if value == int(value):
         return str(int(value))
-    return written(value, first_place(value, 6)).rstrip("0").rstrip(".").replace(",", "")
+    text = written(value, first_place(value, 6)).replace(",", "")
+    return text.rstrip("0").rstrip(".") if "." in text else text  # a zero before the point counts
 
 
 def share(value: float | None, decimals: int = 1) -> list[str]:

@@ -57,12 +57,12 @@ def _close(one: float, other: float) -> bool:
 
 
 def _costs(test: TestEvidence) -> tuple[list[float], list[float], list[float], int] | None:
-    """Capture and saving of each process; None where one has none."""
+    """Capture and saving of each process; None where one has none, or captured graphs for both arms."""
     captures, saved = [], []
     for off, on in zip(test.of_arm(test.arms[0]), test.of_arm(test.arms[1]), strict=True):
         times = [_token_s(runs) for runs in (off, on)]
         graphs = on[0].facts.graphs if on else None
-        if times[0] is None or times[1] is None or graphs is None:
+        if times[0] is None or times[1] is None or graphs is None or any(run.facts.graphs for run in off):
             return None
         captures.append(graphs)
         saved.append(times[0] - times[1])

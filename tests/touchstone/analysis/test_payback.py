@@ -78,8 +78,8 @@ def replayed(trace):
     return trace.model_copy(update={"steps": steps})
 
 
-def with_graphs(folder, out):
-    """Tell the run once more, with what capturing cost in each process."""
+def with_graphs(folder, out, *, arms=("on",)):
+    """Tell the run once more, with what capturing cost in each process for these arms."""
     out.mkdir()
     (folder / "traces").rename(out / "traces")
     with Ledger.create(out / LEDGER_NAME) as ledger:
@@ -89,7 +89,7 @@ def with_graphs(folder, out):
                 number = int(body.unit_id[-1])
                 captured = GraphCapture(num_graphs=35, capture_s=3 + 0.02 * number, capture_bytes=10**8 + number)
                 rows = tuple(
-                    row.model_copy(update={"graphs": captured if row.arm == "on" else None})
+                    row.model_copy(update={"graphs": captured if row.arm in arms else None})
                     for row in body.measurements
                 )
                 body = body.model_copy(update={"measurements": rows})
@@ -121,6 +121,10 @@ class TestAResult:
 
     def test_without_graphs_there_is_nothing_to_earn_back(self, tmp_path):
         assert result_of(run_of(tmp_path / "run", graphs=False)).payback is None
+
+    def test_arms_that_both_capture_graphs_do_not_tell_what_capturing_saves(self, tmp_path):
+        folder = run_of(tmp_path / "run", graphs=False)
+        assert result_of(with_graphs(folder, tmp_path / "both", arms=("off", "on"))).payback is None
 
 
 class TestVerify:
@@ -159,3 +163,10 @@ class TestVerify:
         told = result_of(folder).model_dump(mode="json")
         assert self.faults(folder, told | {"payback": None}) == ["payback: missing"]
         assert self.faults(folder, told, void=True) == ["payback: given, and the runs do not allow one"]
+
+    def test_a_payback_is_caught_where_both_arms_captured_graphs(self, tmp_path):
+        folder = run_of(tmp_path / "run", graphs=False)
+        told = result_of(with_graphs(folder, tmp_path / "one")).model_dump(mode="json")
+        both = with_graphs(tmp_path / "one", tmp_path / "both", arms=("off", "on"))
+        assert self.faults(both, told) == ["payback: given, and the runs do not allow one"]
+        assert self.faults(both, result_of(both).model_dump(mode="json")) == []

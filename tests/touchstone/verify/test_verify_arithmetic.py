@@ -161,6 +161,7 @@ def test_numbers_are_written_as_the_report_writes_them(amount, noise, negative):
     assert digits.place_of(value, noise) == place
     assert digits.written(value, place) == formatting.fixed(value, place)
     assert digits.plain(value) == formatting.exact(value).replace(",", "")
+    assert float(digits.plain(value)) == pytest.approx(value, rel=5e-6, abs=0)
 
 
 @pytest.mark.parametrize("p", [1.0, 0.05, 0.0314, 0.001, 0.00099, 1e-9])
