@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.touchstone.compiled_templates import CompilingOnce
 from tests.touchstone.report_sample import write_sample_run
 from touchstone.experiment import load_experiments
+from touchstone.reporting import markdown
 from touchstone.verify import again
 
 
@@ -21,8 +23,16 @@ def _no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _templates_compiled_once():
+    """A template that is filled again and again is compiled for the first time only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(markdown, "Environment", CompilingOnce)
+        yield
+
+
 @pytest.fixture(scope="session")
-def published(request, tmp_path_factory, _no_waiting_for_the_disk):
+def published(request, tmp_path_factory, _no_waiting_for_the_disk, _templates_compiled_once):
     """The sample run with results, reports and figures, and what the lints found; made once for all processes.
 
     Who changes a file of it takes a copy.
