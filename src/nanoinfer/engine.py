@@ -156,6 +156,7 @@ class Engine:
     def _commit(self) -> list[Request]:
         """Wait for the tokens of the oldest step in flight and hand them to the scheduler."""
         step = self._in_flight[0]
+        self.cache.catch_up()  # here, where the host would wait for the device anyway
         sampled = step.handle.tokens()  # who interrupts the wait finds the step still in flight
         self._in_flight.popleft()
         end_ns = perf_counter_ns()

@@ -71,7 +71,7 @@ class CacheAlone(RuleBasedStateMachine):
         table, family = self.tables[index]
         digests = self.chain(family, len(table))
         self.memory |= dict(zip(table[begin:], digests[begin:], strict=True))
-        self.cache.publish(digests, table, begin, len(table))
+        self.cache.publish(digests[begin:], table[begin:])
 
     @precondition(lambda self: self.tables and self.cache.num_free)
     @rule(data=st.data())
@@ -87,6 +87,10 @@ class CacheAlone(RuleBasedStateMachine):
     def release(self, data):
         table, _ = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
         self.cache.release(table)
+
+    @rule()
+    def catch_up(self):
+        self.cache.catch_up()
 
     @rule()
     def forget(self):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,6 +148,29 @@ def test_cancelling_while_steps_overlap_leaves_the_others_alone(tiny, when):
         llm._engine.scheduler.check_invariants()
     assert outputs[keep].token_ids == tiny("qwen3").greedy((5, 6, 7, 8, 9, 10), 8)
     assert outputs[again].token_ids == tiny("qwen3").greedy((9, 9, 9), 8)
+
+
+def test_a_new_prompt_is_hashed_beyond_its_first_block_between_launch_and_wait(llm, monkeypatch):
+    llm.reset_prefix_cache()
+    engine, num_hashed = llm._engine, []
+    request = engine.make_request(list(range(40)), GREEDY, 0)
+    launch = engine.execution.runner.launch
+
+    def watched(plan):
+        num_hashed.append(len(request.block_digests))
+        handle = launch(plan)
+
+        def tokens():
+            num_hashed.append(len(request.block_digests))
+            return handle.tokens()
+
+        return SimpleNamespace(graph=handle.graph, tokens=tokens, device_ns=handle.device_ns)
+
+    monkeypatch.setattr(engine.execution.runner, "launch", watched)
+    engine.add(request)
+    engine.step()
+    assert num_hashed == [1, 2]
+    engine.cancel(request.request_id)
 
 
 def test_an_interrupted_generate_leaves_nothing_running(llm, monkeypatch):

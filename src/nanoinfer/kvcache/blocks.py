@@ -74,9 +74,9 @@ class BlockPool:
                 idle.append(block)
         return idle
 
-    def free(self, block: int) -> None:
-        """Put a block without references on the free list."""
-        self._free.append(block)
+    def free(self, blocks: Iterable[int]) -> None:
+        """Put blocks without references on the free list."""
+        self._free.extend(blocks)
 
     def check_invariants(self, tables: Iterable[Sequence[int]], kept: Collection[int]) -> None:
         """Hold the counts against the block tables in use, and the three states against each other.

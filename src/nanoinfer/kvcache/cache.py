@@ -75,15 +75,15 @@ class KVCache:
         """Blocks that so many tokens fill, the last perhaps in part."""
         return -(-num_tokens // self.block_size)
 
-    def lookup(self, digests: Sequence[bytes]) -> list[int]:
+    def lookup(self, digests: Iterable[bytes]) -> list[int]:
         """Return the blocks that hold the longest known beginning of a chain of digests; changes nothing."""
-        return self._index.find(digests)
+        return self._index.find(digests) if self.prefix_cache else []
 
-    def reserve(self, digests: Sequence[bytes], num_tokens: int, *, headroom: int = 0) -> Reservation | None:
+    def reserve(self, digests: Iterable[bytes], num_tokens: int, *, headroom: int = 0) -> Reservation | None:
         """Give a request blocks for `num_tokens` tokens, sharing those whose content is known already.
 
-        `digests` is the chain of the full blocks that may be shared. None, and nothing changed, unless afterwards at
-        least `headroom` blocks remain free.
+        `digests` is the chain of the full blocks that may be shared; none is asked for after the first that is unknown.
+        None, and nothing changed, unless afterwards at least `headroom` blocks remain free.
         """
         hits = self.lookup(digests)
         num_fresh = self.blocks_for(num_tokens) - len(hits)
@@ -106,23 +106,25 @@ class KVCache:
         self._peak_used = max(self._peak_used, self.num_used)
         return block
 
-    def publish(self, digests: Sequence[bytes], block_table: Sequence[int], begin: int, end: int) -> None:
-        """Make blocks `begin .. end - 1` of a table findable; their tokens are computed, or will be in this step."""
+    def publish(self, digests: Iterable[bytes], blocks: Sequence[int]) -> None:
+        """Make blocks of a table findable that follow each other; their tokens are computed, or will be in this step.
+
+        Of the digests all but the first are asked for when somebody looks for the first, or at `catch_up`.
+        """
         if self.prefix_cache:
-            self._index.publish(digests[begin:end], block_table[begin:end])
+            self._index.publish(digests, blocks)
+
+    def catch_up(self) -> None:
+        """Do what is left to do of `publish`; nothing that can be seen changes."""
+        self._index.catch_up()
 
     def release(self, block_table: Sequence[int]) -> None:
         """Drop one reference to each block of a table; findable blocks stay so until they are evicted."""
-        for block in self._pool.drop(reversed(block_table)):
-            if block in self._index:
-                self._index.retire(block)
-            else:
-                self._pool.free(block)
+        self._pool.free(self._index.retire(self._pool.drop(reversed(block_table))))
 
     def reset_prefix_cache(self) -> None:
         """Forget all contents, so that the next requests compute everything; blocks in use stay with their users."""
-        for block in self._index.clear():
-            self._pool.free(block)
+        self._pool.free(self._index.clear())
 
     def reset_peak_used(self) -> None:
         """Count the peak from now on."""
@@ -135,6 +137,8 @@ class KVCache:
         self._pool.check_invariants(tables, self._index.idle)
         for block in self._index.idle:
             require(not self._pool.is_referenced(block), f"block {block} waits for eviction while it is in use")
+        for block in self._index.late:
+            require(self._pool.is_referenced(block), f"block {block} waits to be entered, but nobody uses it")
         require(self.num_used == len({block for table in tables for block in table}), "used blocks are miscounted")
         require(self.num_used <= self._peak_used, "more blocks are used than the peak says")
 

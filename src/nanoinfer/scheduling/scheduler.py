@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanoinfer.kvcache.blocks import InvariantError, require
-from nanoinfer.kvcache.prefix import extend_chain
+from nanoinfer.kvcache.prefix import extend_chain, lazy_chain
 from nanoinfer.request import FinishReason, RequestError, Status
 from nanoinfer.scheduling.plan import Phase, ScheduledRequest, StepPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from nanoinfer.kvcache.cache import KVCache
     from nanoinfer.request import Request
@@ -255,7 +255,7 @@ class Scheduler(ABC):
             return None
         request = self._waiting[0]
         num_tokens = len(request.token_ids)
-        digests = self._digests(request, (num_tokens - 1) // self._cache.block_size)
+        digests = self._digests(request, 0, (num_tokens - 1) // self._cache.block_size)
         reservation = self._cache.reserve(digests, num_tokens, headroom=self._growth_headroom())
         if reservation is None:
             return None
@@ -393,12 +393,9 @@ class Scheduler(ABC):
             raise InvariantError(f"request {request.request_id} runs without a slot")
         return request.slot
 
-    def _digests(self, request: Request, num_blocks: int) -> list[bytes]:
-        """Chain of the request's first full blocks; empty when nothing is to be found by content."""
-        if not self._cache.prefix_cache:
-            return []
-        extend_chain(request.block_digests, request.token_ids, self._cache.block_size, num_blocks)
-        return request.block_digests[:num_blocks]
+    def _digests(self, request: Request, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the chained content hashes of full blocks `begin .. end - 1` as they are asked for."""
+        return lazy_chain(request.block_digests, request.token_ids, self._cache.block_size, begin, end)
 
     def _publish(self, request: Request, begin: int, end: int) -> None:
         """Make the blocks findable that positions `begin .. end - 1` complete.
@@ -406,10 +403,9 @@ class Scheduler(ABC):
         For prefill that is when the step is planned: all keys and values of a layer are written before its attention
         reads, so requests of the same step may already share them.
         """
-        size = self._cache.block_size
-        if end // size > begin // size:
-            digests = self._digests(request, end // size)
-            self._cache.publish(digests, request.block_table, begin // size, end // size)
+        first, last = begin // self._cache.block_size, end // self._cache.block_size
+        if first < last:
+            self._cache.publish(self._digests(request, first, last), request.block_table[first:last])
 
     def _check_running(self, request: Request) -> None:
         name = f"request {request.request_id}"

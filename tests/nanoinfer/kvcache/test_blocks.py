@@ -27,7 +27,7 @@ def test_given_up_block_is_free_only_when_it_is_put_back():
     pool.drop([block])
     assert pool.num_free == 0
     pool.check_invariants([], kept=[block])
-    pool.free(block)
+    pool.free([block])
     assert pool.num_free == 1
     pool.check_invariants([], kept=[])
 
@@ -71,7 +71,7 @@ def test_check_finds_a_table_that_holds_a_block_without_a_reference():
 
 def test_check_finds_a_block_freed_twice():
     pool = BlockPool(2)
-    pool.free(1)
+    pool.free([1])
     with pytest.raises(InvariantError, match="twice"):
         pool.check_invariants([], kept=[])
 

@@ -19,7 +19,7 @@ def computed(cache, token_ids):
     """Reserve blocks for the tokens and publish the full ones."""
     digests = chain_of(token_ids)
     reservation = cache.reserve(digests, len(token_ids))
-    cache.publish(digests, reservation.block_table, 0, len(digests))
+    cache.publish(digests, reservation.block_table[: len(digests)])
     return reservation.block_table
 
 
@@ -54,6 +54,44 @@ def test_switched_off_prefix_cache_finds_and_counts_nothing():
     computed(cache, list(range(8)))
     assert cache.lookup(chain_of(list(range(8)))) == []
     assert cache.statistics == PrefixStatistics(0, 0)
+
+
+def test_switched_off_prefix_cache_asks_for_no_digest():
+    cache = KVCache(8, BLOCK_SIZE, prefix_cache=False)
+    digests = iter([b"a", b"b"])
+    table = cache.reserve(digests, 8).block_table
+    cache.publish(digests, table)
+    cache.catch_up()
+    assert list(digests) == [b"a", b"b"]
+
+
+def test_request_that_finds_nothing_asks_for_its_first_digest_only():
+    cache = KVCache(8, BLOCK_SIZE, prefix_cache=True)
+    digests = iter(chain_of(list(range(8))))
+    assert cache.reserve(digests, 9).num_hit_blocks == 0
+    assert len(list(digests)) == 1
+
+
+def test_released_prefix_is_found_though_nobody_asked_for_all_of_its_digests_before():
+    cache = KVCache(8, BLOCK_SIZE, prefix_cache=True)
+    digests = chain_of(list(range(12)))
+    table = cache.reserve([], 12).block_table
+    cache.publish(iter(digests), table)
+    cache.release(table)
+    assert cache.num_used == 0
+    assert cache.lookup(digests) == table
+    cache.check_invariants([])
+
+
+def test_content_published_before_a_reset_is_not_found_after_it():
+    cache = KVCache(8, BLOCK_SIZE, prefix_cache=True)
+    table = computed(cache, list(range(12)))
+    cache.reset_prefix_cache()
+    cache.catch_up()
+    assert cache.lookup(chain_of(list(range(12)))) == []
+    cache.release(table)
+    assert cache.num_free == 8
+    cache.check_invariants([])
 
 
 def test_lookup_changes_nothing():
@@ -169,4 +207,12 @@ def test_check_finds_a_table_that_nobody_knows():
     cache = KVCache(8, BLOCK_SIZE, prefix_cache=True)
     cache.reserve([], 8)
     with pytest.raises(InvariantError, match="0 tables hold it"):
+        cache.check_invariants([])
+
+
+def test_check_finds_a_block_given_up_before_it_was_entered():
+    cache = KVCache(8, BLOCK_SIZE, prefix_cache=True)
+    table = computed(cache, list(range(8)))
+    cache._pool.free(cache._pool.drop(table))
+    with pytest.raises(InvariantError, match="waits to be entered, but nobody uses it"):
         cache.check_invariants([])

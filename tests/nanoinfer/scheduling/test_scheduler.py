@@ -423,6 +423,17 @@ def test_requests_of_one_step_share_blocks_that_the_step_itself_fills(policy):
     engine.drain().check_all_ended_well()
 
 
+@both_policies
+def test_planning_prompts_with_nothing_in_common_hashes_their_first_blocks_only(policy):
+    engine = SimulatedEngine(policy, max_num_batched_tokens=100)
+    requests = [engine.submit([k, *prompt_of(16)], max_tokens=3) for k in range(3)]
+    engine.schedule()
+    assert [len(request.block_digests) for request in requests] == [1, 1, 1]
+    engine.cache.catch_up()
+    assert [len(request.block_digests) for request in requests] == [4, 4, 4]
+    engine.drain().check_all_ended_well()
+
+
 def test_only_blocks_that_a_chunk_has_filled_are_shared():
     engine = SimulatedEngine(max_num_batched_tokens=10, lookahead=0)
     engine.submit(prompt_of(20), max_tokens=1)

@@ -77,6 +77,11 @@ class AnySchedule(RuleBasedStateMachine):
             self.engine.step()
 
     @rule()
+    def catch_up(self):
+        self.engine.cache.catch_up()
+        self.engine.scheduler.check_invariants()
+
+    @rule()
     def forget_prefixes(self):
         self.engine.cache.reset_prefix_cache()
         self.engine.scheduler.check_invariants()
