@@ -67,7 +67,7 @@ def test_a_projection_has_a_dashed_line_a_marker_of_its_own_and_the_word():
 
 def test_what_was_not_measured_is_marked_and_without_a_fit_nothing_is_projected():
     axes = draw_scaling([ALONE]).axes[0]
-    (absent,) = lines(axes, "not measured")
+    (absent,) = lines(axes, "no value")
     assert list(absent.get_xdata()) == [2, 4, 8]
     assert lines(axes, "projection") == []
     assert "projection" not in {text.get_text() for text in axes.get_legend().get_texts()}

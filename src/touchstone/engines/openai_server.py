@@ -21,11 +21,11 @@ from touchstone.engines.recording import Recording
 from touchstone.records import EngineFacts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from touchstone.engines.base import EngineSpec
     from touchstone.engines.recording import Progress
-    from touchstone.records import Trace
+    from touchstone.records import Scalar, Trace
 
 _CONNECT_TIMEOUT_S = 10
 _MAX_TOKEN_ID = 2**31
@@ -61,6 +61,7 @@ def capabilities() -> Capabilities:
         reports_cached_tokens=True,
         reports_memory_parts=False,
         unreported="a server tells tokens and counts, seen from the client; its steps and its memory stay its own",
+        what_is_wrong=_what_is_wrong,
     )
 
 
@@ -325,10 +326,14 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
         yield chunk
 
 
+def _what_is_wrong(options: Mapping[str, Scalar]) -> str | None:
+    url = options.get("url")
+    if isinstance(url, str) and url.startswith(("http://", "https://")):
+        return None
+    return f"url is {url!r}; say where the server listens, as in --option openai-server.url=http://localhost:8000/v1"
+
+
 def _base_url(spec: EngineSpec) -> str:
-    url = spec.options.get("url")
-    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        raise EngineError(
-            f"url is {url!r}; say where the server listens, as in --option openai-server.url=http://localhost:8000/v1"
-        )
-    return url.rstrip("/")
+    if (fault := _what_is_wrong(spec.options)) is not None:
+        raise EngineError(fault)
+    return str(spec.options["url"]).rstrip("/")

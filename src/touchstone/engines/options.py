@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def options_by_engine(texts: Sequence[str], engines: Sequence[str]) -> dict[str, dict[str, Scalar]]:
     """Read `ENGINE.NAME=VALUE`, or `NAME=VALUE` for the first engine.
 
-    A value is JSON where it can be (`true`, `512`, `null`), else text. EngineError names what cannot be read.
+    A value is JSON where it can be (`true`, `512`, `null`), else text. EngineError names what cannot be read, and what
+    is given twice.
     """
     found: dict[str, dict[str, Scalar]] = {}
     for text in texts:
@@ -25,8 +26,15 @@ def options_by_engine(texts: Sequence[str], engines: Sequence[str]) -> dict[str,
         name = left.removeprefix(f"{engine}.")
         if not sign or not name.isidentifier():
             known = ", ".join(engines)
-            raise EngineError(f"--option is {text!r}; write ENGINE.NAME=VALUE with one of the engines {known}")
-        found.setdefault(engine or engines[0], {})[name] = _value(value)
+            raise EngineError(
+                f"--option is {text!r}; write NAME=VALUE, or ENGINE.NAME=VALUE with an engine of this run ({known})"
+            )
+        mine = found.setdefault(engine or engines[0], {})
+        if name in mine:
+            raise EngineError(
+                f"--option gives {engine or engines[0]}.{name} twice, as {mine[name]} and {_value(value)}; give it once"
+            )
+        mine[name] = _value(value)
     return found
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,11 +22,11 @@ from touchstone.engines.recording import Recording
 from touchstone.records import EngineFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from touchstone.engines.base import EngineSpec, GenerationRequest
     from touchstone.engines.recording import Progress
-    from touchstone.records import Trace
+    from touchstone.records import Scalar, Trace
 
 _PAD = 0  # any id: what is padded is masked
 _NS_PER_S = 1e9
@@ -44,6 +44,7 @@ def capabilities() -> Capabilities:
         " are keys and values it does not tell",
         fixed={"prefix_cache": False},
         needs_checkpoint=True,
+        what_is_wrong=_what_is_wrong,
     )
 
 
@@ -167,11 +168,19 @@ class Batch:
         """Hear that generation is over, which the rows have told already."""
 
 
+def _what_is_wrong(options: Mapping[str, Scalar]) -> str | None:
+    limit = options.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        return f"max_num_seqs is {limit!r}; use an integer of at least 1"
+    if not isinstance(static := options.get("static_cache", False), bool):
+        return f"static_cache is {static!r}; use true or false"
+    return None
+
+
 def _limit(spec: EngineSpec) -> int:
-    limit = spec.options.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
-    if not isinstance(limit, int) or limit < 1:
-        raise EngineError(f"max_num_seqs is {limit}; use at least 1")
-    return limit
+    if (fault := _what_is_wrong(spec.options)) is not None:
+        raise EngineError(fault)
+    return cast("int", spec.options.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
 
 
 def _next_batch(

@@ -15,6 +15,7 @@ import numpy as np
 from touchstone.canonical import StorageError, atomic_write
 from touchstone.experiment import Bilingual
 from touchstone.records import ModelSpec
+from touchstone.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ SYNTHETIC_SEED = 0
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors.index.json")
 _WANTED_FILES = ("*.json", "*.safetensors", "*.txt")
 _HUB_TIMEOUT_S = 10
+_PATHS_BEGIN = ("/", "./", "../", "~")
 _ATTENTION_SHARPNESS = 2.0
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -118,9 +120,19 @@ def choose_model(asked: str | None, device: str, workshop: Path) -> ChosenModel:
     """
     if asked is None:
         return _default_gpu_model(workshop) if device.startswith("cuda") else _tiny_model(workshop)
-    if (folder := Path(asked)).is_dir():
+    if (folder := Path(asked).expanduser()).is_dir():
         return _local_model(folder)
+    if folder.exists():
+        raise ModelError(f"model {asked!r} is a file; give the folder that it lies in, or a hub id")
+    if asked.count("/") > 1 or asked.startswith(_PATHS_BEGIN):
+        near = did_you_mean(asked, _folders_beside(folder))
+        raise ModelError(f"model {asked!r} is no folder here, nor OWNER/NAME of a hub model; check the path{near}")
     return ChosenModel(ModelSpec(source=asked, weights="loaded", note=None), _from_hub(asked), None)
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    parent = folder.parent
+    return [str(each) for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
 
 
 def _local_model(folder: Path) -> ChosenModel:
@@ -175,7 +187,10 @@ def _from_hub(model_id: str) -> Path:
         if (Path(path) / "config.json").is_file() and any(Path(path).glob("*.safetensors")):
             return Path(path)
         reason = "config.json or safetensors are missing there"
-    raise ModelError(f"model {model_id!r} is no folder here and cannot be had from the hub ({reason}); check the name")
+    near = did_you_mean(model_id, _folders_beside(Path(model_id)))
+    raise ModelError(
+        f"model {model_id!r} is no folder here and cannot be had from the hub ({reason}); check the name{near}"
+    )
 
 
 def _is_of_a_disk(error: Exception) -> bool:

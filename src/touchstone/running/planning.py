@@ -277,7 +277,8 @@ def _check_options(request: RunRequest, engines: Mapping[str, Capabilities]) -> 
             known = ", ".join(sorted(engines[engine].options))
             near = did_you_mean(unknown[0], engines[engine].options)
             raise PlanError(f"engine {engine} has no option {', '.join(unknown)}; it has {known}{near}")
-        if (fault := engines[engine].what_is_wrong(options)) is not None:
+    for engine in request.engines:
+        if (fault := engines[engine].what_is_wrong(request.engine_options.get(engine, {}))) is not None:
             raise PlanError(f"--option for {engine}: {fault}")
 
 

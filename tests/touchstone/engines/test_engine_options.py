@@ -27,8 +27,13 @@ def test_a_url_may_hold_whatever_a_url_holds():
 
 @pytest.mark.parametrize("text", ["max_num_seqs", "=5", "other.max_num_seqs=5", "9x=1"])
 def test_an_option_that_cannot_be_read_is_refused(text):
-    with pytest.raises(EngineError, match=r"write ENGINE\.NAME=VALUE"):
+    with pytest.raises(EngineError, match=r"write NAME=VALUE, or ENGINE\.NAME=VALUE with an engine of this run"):
         options_by_engine([text], ["nanoinfer"])
+
+
+def test_an_option_given_twice_is_refused_however_its_engine_is_named():
+    with pytest.raises(EngineError, match=r"gives nanoinfer\.max_num_seqs twice, as 3 and 4; give it once"):
+        options_by_engine(["max_num_seqs=3", "nanoinfer.max_num_seqs=4"], ["nanoinfer", "vllm"])
 
 
 def spec(**options):
