@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.touchstone.report_sample import write_sample_run
+from tests.touchstone.reproduce.pairs_of_runs import write_run
 from touchstone import cli, run_command
 from touchstone.analysis.statistics import StatisticsError
 from touchstone.cli import main
@@ -41,11 +41,8 @@ def command(monkeypatch, capsys, tmp_path, environment):
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """A run that was measured and not reported."""
-    folder = tmp_path_factory.mktemp("sample") / "run"
-    folder.mkdir()
-    write_sample_run(folder)
-    return folder
+    """A small run that was measured and not reported."""
+    return write_run(tmp_path_factory.mktemp("sample") / "run", processes=1)
 
 
 @pytest.fixture
