@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from touchstone.engines.base import EngineError
-from touchstone.engines.registry import load_adapter, why_not_installed
+from touchstone.engines.registry import capabilities_of
 from touchstone.environment import EnvironmentRefusedError, capture, gate
 from touchstone.experiment import Profile, load_experiments
 from touchstone.ledger import LEDGER_NAME, LedgerError
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from touchstone.engines.base import Capabilities
     from touchstone.experiment import Experiment
     from touchstone.ledger import Ledger
     from touchstone.records import Environment, RunPlan, Scalar, UnitPlan
@@ -63,7 +61,7 @@ def plan_run(
     """
     device = options.device or _default_device()
     profile = options.profile or (Profile.PAPER if device.startswith("cuda") else Profile.SMOKE)
-    capabilities = {name: _capabilities(name) for name in (options.engine, *options.peers)}
+    capabilities = {name: capabilities_of(name) for name in (options.engine, *options.peers)}
     directory = _absolute(options.out or results / profile.value)
     environment = capture(output=directory)
     _check_device(device, environment, chosen=options.device is not None)
@@ -109,13 +107,6 @@ def _absolute(folder: Path) -> Path:
         return folder.resolve()
     except (OSError, RuntimeError) as error:  # the latter before Python 3.13
         raise LedgerError(f"{folder} is in a circle of links ({error}); choose another folder by --out") from None
-
-
-def _capabilities(engine: str) -> Capabilities:
-    """Ask an adapter what its engine can do; EngineError with the remedy where the engine is not installed."""
-    if (reason := why_not_installed(engine)) is not None:
-        raise EngineError(reason)
-    return load_adapter(engine).capabilities()
 
 
 def run_plan(run: orchestrate.Run, options: RunOptions, console: Console) -> tuple[str, ...]:

@@ -69,8 +69,31 @@ def load_adapter(name: str) -> Adapter:
             f"engine {name!r} cannot be loaded: {error}; use one of {known}, or the import path of an adapter "
             f"module{did_you_mean(name, ADAPTERS)}"
         ) from error
+    except Exception as error:  # a module of one's own can fail in any way
+        raise EngineError(f"engine {name!r}: importing {path} fails with {_named(error)}; mend that module") from error
     _check(name, module)
     return cast("Adapter", module)
+
+
+def capabilities_of(name: str) -> Capabilities:
+    """Ask an adapter what its engine can do; EngineError with the remedy where nothing usable comes back."""
+    if (reason := why_not_installed(name)) is not None:
+        raise EngineError(reason)
+    adapter = load_adapter(name)
+    try:
+        told = adapter.capabilities()
+    except Exception as error:  # likewise
+        raise EngineError(f"engine {name!r}: capabilities() fails with {_named(error)}; mend the adapter") from error
+    if not isinstance(told, Capabilities):
+        raise EngineError(
+            f"engine {name!r}: capabilities() returns {type(told).__name__}; "
+            "return a touchstone.engines.base.Capabilities"
+        )
+    return told
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def why_not_installed(name: str) -> str | None:

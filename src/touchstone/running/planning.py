@@ -274,7 +274,7 @@ def _check_options(request: RunRequest, engines: Mapping[str, Capabilities]) -> 
         if engine not in engines:
             raise PlanError(f"--option is for {engine}, an engine that no --engine names; name it, or leave it away")
         if unknown := sorted(set(options) - engines[engine].options):
-            known = ", ".join(sorted(engines[engine].options))
+            known = ", ".join(sorted(engines[engine].options)) or "none"
             near = did_you_mean(unknown[0], engines[engine].options)
             raise PlanError(f"engine {engine} has no option {', '.join(unknown)}; it has {known}{near}")
     for engine in request.engines:

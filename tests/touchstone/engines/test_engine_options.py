@@ -1,5 +1,6 @@
 """Options on the command line, and their translation into what other engines call them."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +98,24 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
     with pytest.raises(EngineError, match="pip install flash-attn"):
         registry.build_engine(EngineSpec("nano-vllm", "x", "cuda", "float16"))
     assert registry.why_not_installed("a.module.of.ones.own") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def capabilities(:\n", "importing own_adapter fails with SyntaxError"),
+        ("import no_such_library\n", "No module named 'no_such_library'"),
+        ("1 / 0\n", "importing own_adapter fails with ZeroDivisionError: division by zero; mend that module"),
+        (
+            "capabilities = build = dict\n",
+            r"capabilities\(\) returns dict; return a touchstone\.engines\.base\.Capabilities",
+        ),
+        ("build = dict\ndef capabilities():\n    return 1 / 0\n", r"capabilities\(\) fails with ZeroDivisionError"),
+    ],
+)
+def test_an_adapter_of_ones_own_that_is_wrong_is_named_with_what_to_mend(tmp_path, monkeypatch, source, words):
+    (tmp_path / "own_adapter.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_adapter", raising=False)
+    with pytest.raises(EngineError, match=words):
+        registry.capabilities_of("own_adapter")
