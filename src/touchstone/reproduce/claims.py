@@ -13,10 +13,13 @@ from touchstone.analysis.results import PLAN
 from touchstone.experiment import family_of
 from touchstone.records import Record
 from touchstone.reproduce.errors import ClaimsError
+from touchstone.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from pydantic_core import ErrorDetails
 
 CLAIMS_NAME = "claims.yaml"
 EVERY_CHECK = "every_check"
@@ -153,7 +156,17 @@ def _explain(error: ValidationError, content: object) -> Iterator[str]:
         where = [str(part) for part in fault["loc"]]
         if len(where) > 1 and isinstance(listed, list):
             where[:2] = [_name(listed, int(where[1]))]
-        yield f"{'.'.join(where) or 'the file'}: {fault['msg'].removeprefix('Value error, ')}"
+        yield f"{'.'.join(where) or 'the file'}: {_fault(fault)}"
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """Name an unknown key with the one that was perhaps meant, and a value of the wrong kind."""
+    if fault["type"] == "extra_forbidden":
+        keys = [field.alias or name for record in (Claim, ClaimText) for name, field in record.model_fields.items()]
+        return f"there is no such key; leave it away{did_you_mean(str(fault['loc'][-1]), keys)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault["input"]
+    return f"{message}, not {given!r}" if isinstance(given, str | int | float) else message
 
 
 def _name(listed: Sequence[object], index: int) -> str:
@@ -165,7 +178,8 @@ def _name(listed: Sequence[object], index: int) -> str:
 def _faults(claim: Claim) -> Iterator[str]:
     """Find what the schema cannot see: unknown tests and metrics, and numbers typed into the text."""
     if family_of(claim.test_id) not in PLAN:
-        yield f"claim {claim.id!r}: test {claim.test_id!r} is unknown; the tests are {', '.join(PLAN)}"
+        near = did_you_mean(claim.test_id, PLAN)
+        yield f"claim {claim.id!r}: test {claim.test_id!r} is unknown; the tests are {', '.join(PLAN)}{near}"
     if any(character.isdigit() for character in claim.text.en + claim.text.zh):
         yield f"claim {claim.id!r}: its text types a number; a number comes from the paper's ledger only"
     if claim.claim_class is ClaimClass.IDENTITY or claim.test_id == CODE_TEST:
@@ -173,4 +187,5 @@ def _faults(claim: Claim) -> Iterator[str]:
     ratio = [claim.metric] if claim.claim_class is ClaimClass.RATIO and claim.metric else []
     for metric in (*ratio, *(point.metric for point in points_of(claim))):
         if metric not in DICTIONARY:
-            yield f"claim {claim.id!r}: metric {metric!r} is unknown; known are {', '.join(sorted(DICTIONARY))}"
+            near = did_you_mean(metric, DICTIONARY)
+            yield f"claim {claim.id!r}: metric {metric!r} is unknown; known are {', '.join(sorted(DICTIONARY))}{near}"
