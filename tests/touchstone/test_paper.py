@@ -14,6 +14,7 @@ from touchstone.reporting import paper as papers
 from touchstone.reporting.markdown import GLOSSARY_FILE, TEMPLATES, Glossary
 from touchstone.reporting.paper import MAX_BYTES, PaperError, committed_runs, make_paper, renewed_documents, size_of
 from touchstone.reporting.quotation import QuotationError, fill, quotations
+from touchstone.reproduce.claims import load_claims
 from touchstone.verify import custody
 from touchstone.verify.verification import verify_run
 
@@ -294,10 +295,65 @@ def test_a_comparison_of_engines_alone_becomes_a_further_run_of_a_paper_without_
     assert make_paper(experiments, repository).changed == ()
 
 
+@pytest.fixture(scope="module")
+def two_runs(sample, tmp_path_factory):
+    """A paper whose main run, which compares no engines, has the comparison beside it."""
+    repository = tmp_path_factory.mktemp("paper")
+    main, peers = repository / "paper", repository / "paper" / "peers"
+    shutil.copytree(sample.folder / "traces", main / "traces")
+    shutil.copyfile(sample.folder / LEDGER_NAME, main / LEDGER_NAME)
+    experiments = write_peers_run(peers, finished=True) | sample.experiments
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(papers, "DOCUMENTS", ())
+        make_paper(experiments, repository)
+    return SimpleNamespace(main=main, peers=peers, experiments=experiments)
+
+
+def test_the_first_page_leads_to_a_comparison_beside_it_and_quotes_it_word_for_word(two_runs):
+    root = papers.load_run(two_runs.peers, two_runs.experiments).root_sha256
+    for language in ("en", "zh"):
+        first_page = (two_runs.main / f"report.{language}.md").read_text(encoding="utf-8").split("\n## ")[1]
+        theirs = (two_runs.peers / f"report.{language}.md").read_text(encoding="utf-8")
+        rows = [line for line in first_page.split("\n") if line.startswith("| `5.1")]
+        assert len(rows) == 5 + 5 * len(ENGINES)
+        assert set(rows) <= set(theirs.split("\n"))
+        assert f"](peers/report.{language}.md)" in first_page
+        assert f"| `{root}` |" in first_page, "which tells it from the run that quotes it"
+    assert '<a href="peers/report.html">' in (two_runs.main / "report.html").read_text(encoding="utf-8")
+
+
+def test_verify_holds_what_is_quoted_against_the_report_of_the_further_run(two_runs):
+    outcomes = {outcome.id: outcome.faults for outcome in verify_run(two_runs.main, two_runs.experiments)}
+    assert not any(outcomes.values())
+    path = two_runs.main / "report.en.md"
+    text = path.read_text(encoding="utf-8")
+    line = next(line for line in text.split("\n") if line.startswith("| `5.1` | `vllm` |"))
+    path.write_text(text.replace(line, line.replace("1.25", "1.15")), encoding="utf-8")
+    found = {o.id: o.faults for o in verify_run(two_runs.main, two_runs.experiments, remake=False)}
+    path.write_text(text, encoding="utf-8")
+    assert [fault.file for fault in found["printed_numbers"]] == ["report.en.md"]
+
+
+def test_a_comparison_in_which_no_engine_worked_is_quoted_with_its_reason(repository, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    experiments = write_peers_run(run, failing=frozenset(ENGINES), finished=True)
+    monkeypatch.setattr(papers, "PROFILE", "smoke")
+    monkeypatch.setattr(papers, "has_commit", lambda _: True)
+    papers.take_over(run, repository / "paper" / "peers", experiments)
+    make_paper(experiments, repository)
+    assert "`the engine broke`" in (repository / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_paper_is_not_taken_over_from_itself(sample, monkeypatch):
     planned(monkeypatch)
     with pytest.raises(PaperError, match="paper's folder itself"):
         papers.take_over(sample.folder, sample.folder, sample.experiments)
+
+
+def test_the_claims_of_the_comparison_lie_beside_its_run_and_name_its_test():
+    claims = load_claims(ROOT / "paper" / "peers" / "claims.yaml")
+    assert {claim.test_id for claim in claims} == {"5.1"}
+    assert "5.1" not in {claim.test_id for claim in load_claims(ROOT / "paper" / "claims.yaml")}
 
 
 def test_the_committed_runs_can_be_read_with_the_experiments_of_this_version():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -142,6 +143,37 @@ def test_an_engine_that_is_left_out_or_made_up_is_found(sample, tmp_path):
     assert any("the engines are not nanoinfer, vllm" in detail for detail in found)
 
 
+def test_the_first_page_holds_the_comparison_with_workloads_verdicts_and_versions(sample):
+    folder, _, _, _ = sample
+    for language, title in (("en", "# nanoinfer beside other engines"), ("zh", "# nanoinfer 与其他引擎的对比")):
+        text = (folder / f"report.{language}.md").read_text(encoding="utf-8")
+        assert text.startswith(title)
+        first_page = text.split("\n## ")[1]
+        assert first_page.count("| `5.1@w4` | `vllm` | ") == 1
+        assert re.search(r"^\| `5\.1@w4` \| 20 .* 128 .* 8\D.*70 % .* 80 %.* \|$", first_page, re.MULTILINE)
+        assert re.findall(r"^\| `(\S+)` \| `\S+` \|$", first_page, re.MULTILINE) == list(ENGINES)
+
+
+@pytest.mark.parametrize(
+    ("begins", "old", "new", "fault"),
+    [
+        ("| `5.1@w4` | `vllm` |", "| stable (", "| drifting (", "the verdict on vllm is STABLE"),
+        ("| `5.1@w2` | 16 requests", "16 requests", "17 requests", "other requests on `5.1@w2`"),
+        ("| `vllm` | `4.0` |", "4.0", "4.1", "version or settings of `vllm`"),
+        ("| `vllm` | `greedy", "256", "512", "version or settings of `vllm`"),
+    ],
+)
+def test_what_a_table_of_engines_says_is_held_against_the_ledger(sample, tmp_path, begins, old, new, fault):
+    copy = tmp_path / "run"
+    shutil.copytree(sample[0], copy)
+    path = copy / "report.en.md"
+    text = path.read_text(encoding="utf-8")
+    line = next(line for line in text.split("\n") if line.startswith(begins))
+    assert old in line
+    path.write_text(text.replace(line, line.replace(old, new)), encoding="utf-8")
+    assert any(fault in detail for detail in faults(copy, sample[1])["printed_numbers"])
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_number_changed_in_a_report_is_found(sample, tmp_path, language):
     folder, experiments, results, _ = sample
@@ -151,8 +183,8 @@ def test_a_number_changed_in_a_report_is_found(sample, tmp_path, language):
     lines = path.read_text(encoding="utf-8").split("\n")
     index = next(number for number, line in enumerate(lines) if line.startswith("| `5.1` | `vllm` |"))
     cells = lines[index].split("|")
-    assert "1.25" in cells[4]
-    cells[4] = cells[4].replace("1.25", "1.15")
+    assert "1.25" in cells[5]
+    cells[5] = cells[5].replace("1.25", "1.15")
     lines[index] = "|".join(cells)
     path.write_text("\n".join(lines), encoding="utf-8")
     found = faults(copy, experiments)["printed_numbers"]
@@ -169,6 +201,9 @@ def test_an_engine_that_never_worked_takes_only_its_own_numbers_away(tmp_path):
     told = next(result for result in results if result.test_id == "5.1@first-token")
     broken = row(told, "transformers")
     assert broken.seconds is None
-    assert broken.reason
+    assert broken.reason == "none of 6 attempts was valid; the last: `the engine broke`"
+    for language in ("en", "zh"):
+        first_page = (run / f"report.{language}.md").read_text(encoding="utf-8").split("\n## ")[1]
+        assert first_page.count("`the engine broke`") == 4, "w2 leaves it out for a reason of its own"
     assert row(told, "vllm").ratio == pytest.approx(1.25, rel=1e-3)
     assert faults(run, experiments) == {}

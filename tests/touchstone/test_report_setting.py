@@ -3,13 +3,16 @@
 from types import SimpleNamespace
 
 from tests.touchstone.factories import make_engine
+from touchstone.reporting.run_folder import engine_of
 from touchstone.reporting.setting import run_rows
 
 
 def rows_of(*engines):
-    plan = SimpleNamespace(engine="fake", profile="smoke", device="cpu", seed=7, engine_options={"block_size": 32})
+    plan = SimpleNamespace(
+        engine=make_engine().name, profile="smoke", device="cpu", seed=7, engine_options={"block_size": 32}
+    )
     attempts = [SimpleNamespace(engine=engine) for engine in engines]
-    return {row.label.text: row.value.text for row in run_rows(plan, attempts)[4:]}
+    return {row.label.text: row.value.text for row in run_rows(plan, engine_of(plan, attempts), attempts)[4:]}
 
 
 def test_a_setting_that_tests_change_has_all_its_values():
@@ -25,6 +28,11 @@ def test_settings_of_another_engine_are_not_the_runs():
     assert rows_of(make_engine(), make_engine(max_num_seqs=9).model_copy(update={"name": "a peer"})) == {
         "block_size": "16"
     }
+
+
+def test_the_engine_that_the_run_names_is_its_engine_though_another_was_built_first():
+    peer = make_engine(max_num_seqs=9).model_copy(update={"name": "a peer"})
+    assert rows_of(peer, make_engine()) == {"block_size": "16"}
 
 
 def test_without_a_process_that_began_the_planned_settings_stand():

@@ -62,8 +62,8 @@ def _compared(
     runs = [run for run in test.runs if run.arm == arm.name]
     facts = next((run.facts.engine for run in runs if run.facts.engine is not None), None)
     if item.median is None or facts is None:
-        reason = Bilingual(item.withheld or _NO_VALID_PROCESS.en, item.withheld_zh or _NO_VALID_PROCESS.zh)
-        return _absent(arm, reason)
+        withheld = Bilingual(item.withheld or _NO_VALID_PROCESS.en, item.withheld_zh or _NO_VALID_PROCESS.zh)
+        return _absent(arm, withheld if runs else _why_never_valid(test, arm.name, withheld))
     rounds = _rounds(test, arm.name) if with_ratio else ()
     ratios = [math.exp(value) for value in rounds]
     return PeerComparison(
@@ -79,6 +79,18 @@ def _compared(
         cached_tokens=_cached(runs),
         reason=None,
         reason_zh=None,
+    )
+
+
+def _why_never_valid(test: TestRuns, arm: str, otherwise: Bilingual) -> Bilingual:
+    """Quote what the last attempt said, such as that the engine cannot be started; it stands between backticks."""
+    attempts = test.attempts_of(arm)
+    if not attempts or attempts[-1].reason is None:
+        return otherwise
+    last = attempts[-1].reason.replace("`", "'")
+    return Bilingual(
+        f"none of {len(attempts)} attempts was valid; the last: `{last}`",
+        f"{len(attempts)} 次尝试均无效；最后一次：`{last}`",
     )
 
 

@@ -104,8 +104,12 @@ class TestRuns:
         """
         if all(each.engine is None for each in self.planned.arms):
             return self.too_many_invalid
+        return _too_many(self.attempts_of(arm))
+
+    def attempts_of(self, arm: str) -> tuple[Attempt, ...]:
+        """Return every attempt of the processes that hold an arm, in ledger order."""
         own = {unit.unit_id for unit in self.units if arm in unit.arm_order}
-        return _too_many(attempt for _, attempt in self.attempts if attempt.unit_id in own)
+        return tuple(attempt for _, attempt in self.attempts if attempt.unit_id in own)
 
 
 def _too_many(attempts: Iterable[Attempt]) -> bool:

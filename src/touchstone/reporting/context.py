@@ -63,6 +63,7 @@ def report_context(
     return {
         "tests": tests,
         "front": front_page(run, tests),
+        "compares_only": all(test.peers.rows for test in tests if test.measured) and any(t.measured for t in tests),
         "parts": _parts(tests),
         "measured": tuple(test for test in tests if test.measured),
         "not_measured": tuple(test for test in tests if not test.measured),
@@ -90,7 +91,7 @@ def _environment(run: Run) -> dict[str, object]:
         "hardware": hardware_rows(run.environment.hardware),
         "software": software_rows(run.environment.software, run.environment.source),
         "model": model_rows(run.plan, run.engine),
-        "settings": run_rows(run.plan, run.attempts),
+        "settings": run_rows(run.plan, run.engine, run.attempts),
         "workloads": workloads,
         "engine_name": run.engine.name if run.engine is not None else run.plan.engine,
         "profile": Code(run.plan.profile),

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from touchstone.analysis.metrics import ComparisonDefinition
+    from touchstone.experiment import Bilingual
     from touchstone.records import Effect
     from touchstone.reporting.chapter import TestView
     from touchstone.reporting.numbers import ArmView, NumberView
+    from touchstone.reporting.peers import PeersView
     from touchstone.reporting.run_folder import Run
     from touchstone.reporting.sweeps import SweepView, Winners
 
@@ -55,13 +57,22 @@ class WhereRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AbsentRow:
+    """Tests that were not measured for one and the same reason."""
+
+    tests: tuple[TestView, ...]
+    reason: Bilingual
+
+
+@dataclass(frozen=True, slots=True)
 class FrontPage:
-    """The key numbers, the ideas and where they pay, the peers; and how many key numbers are stable or exact."""
+    """The key numbers, the ideas and where they pay, the peers, what is absent; and how many numbers are settled."""
 
     numbers: tuple[KeyRow, ...]
     ideas: tuple[IdeaRow, ...]
     where: tuple[WhereRow, ...]
-    peers: tuple[KeyRow, ...]
+    peers: tuple[PeersView, ...]
+    absent: tuple[AbsentRow, ...]
     num_settled: int
     num_key: int
 
@@ -71,16 +82,22 @@ def front_page(run: Run, tests: Sequence[TestView]) -> FrontPage:
     keys = [statistics for result in run.results for statistics in result.statistics if statistics.key]
     effects = {result.test_id: result.effects for result in run.results}
     ideas = [test for test in tests if _part(test) == IDEAS]
-    peers = [test for test in tests if _part(test) == PEERS]
     others = [test for test in tests if _part(test) not in {IDEAS, PEERS}]
     return FrontPage(
         numbers=tuple(chain.from_iterable(map(_key_rows, others))),
         ideas=tuple(chain.from_iterable(_idea_rows(test, effects[test.test_id]) for test in ideas)),
         where=tuple(chain.from_iterable(map(_where_rows, ideas))),
-        peers=tuple(chain.from_iterable(map(_key_rows, peers))),
+        peers=tuple(test.peers for test in tests if test.peers.rows),
+        absent=_absent_rows([test for test in tests if not test.measured]),
         num_settled=sum(statistics.verdict in _SETTLED for statistics in keys),
         num_key=len(keys),
     )
+
+
+def _absent_rows(absent: Sequence[TestView]) -> tuple[AbsentRow, ...]:
+    """Gather the tests of one reason into one row, in the order of their first."""
+    reasons = dict.fromkeys(test.reason for test in absent)
+    return tuple(AbsentRow(tuple(test for test in absent if test.reason == reason), reason) for reason in reasons)
 
 
 def _part(test: TestView) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = TEMPLATES / "html"
 _CONTENTS_LEVELS = (2, 3)
+_FURTHER_REPORT = re.compile(r"\]\(([\w-]+)/report\.(?:zh|en)\.md\)")
 _TAGS: Mapping[Language, str] = {"zh": "zh-Hans", "en": "en"}
 _NAMES: Mapping[Language, str] = {"zh": "中文", "en": "English"}
 
@@ -74,9 +76,10 @@ def _finished(html: str) -> Markup:
 
 
 def _without_link(markdown: str) -> str:
-    """Drop the line that links to the report in the other language: here it is on the same page."""
+    """Drop the link to the report in the other language, which is on the same page; others lead to such pages."""
     lines = markdown.split("\n")
-    return "\n".join(line for line in lines if not (line.startswith("[") and line.endswith(".md)")))
+    own = "\n".join(line for line in lines if not (line.startswith("[") and line.endswith(".md)")))
+    return _FURTHER_REPORT.sub(r"](\1/report.html)", own)
 
 
 def _policy(script: str) -> str:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from touchstone.experiment import Bilingual
 from touchstone.reporting.errors import ReportError
 from touchstone.reporting.formatting import exact
-from touchstone.reporting.values import Amount, Code, Term
+from touchstone.reporting.values import Amount, Code, Term, Verbatim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,6 +101,8 @@ class _Printer:
             value._fail_with_undefined_error()  # noqa: SLF001  StrictUndefined's own way to raise with the name
         if isinstance(value, Markup):
             return value
+        if isinstance(value, Verbatim):
+            return Markup(value.zh if self._language == "zh" else value.en)  # noqa: S704  a report's own lines
         return Markup(self._text(value))  # noqa: S704  this is where text becomes Markdown; nothing here is HTML
 
     def _text(self, value: object) -> str:

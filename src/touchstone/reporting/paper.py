@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from touchstone.analysis.results import write_results
-from touchstone.canonical import atomic_write
+from touchstone.canonical import atomic_write, make_folder
 from touchstone.environment import has_commit
 from touchstone.ledger import LEDGER_NAME
 from touchstone.records import RunEvent
@@ -70,7 +70,7 @@ def make_paper(experiments: Mapping[str, Experiment], repository: Path = REPOSIT
     PaperError if a lint finds fault; nothing that was there before is kept beside what is made.
     """
     runs = committed_runs(repository)
-    for folder in runs:
+    for folder in reversed(runs):  # the main run last: its first page quotes the others
         _render(load_run(folder, experiments), folder)
     return MadePaper(runs, tuple(write_quotations(repository)))
 
@@ -124,6 +124,7 @@ def take_over(run_dir: Path, folder: Path, experiments: Mapping[str, Experiment]
     _check(run, run_dir)
     if folder.resolve() == run_dir.resolve():
         raise PaperError(f"{run_dir} is the paper's folder itself; `make paper` renders it again")
+    make_folder(folder)
     for name in (*MADE, "traces", LEDGER_NAME):
         _remove(folder / name)
     size = sum(pack_trace(run_dir, name, folder) for name in sorted(set(_traces(run))))

@@ -6,25 +6,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from touchstone.experiment import Bilingual, family_of, is_point
-from touchstone.reporting.formatting import Notation, Scale, last_place, noise_of, notation_for, percent
+from touchstone.reporting.formatting import Notation, Scale, exact, last_place, noise_of, notation_for, percent
 from touchstone.reporting.values import NOTHING, Amount, Code, Printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from touchstone.records import MetricStatistics, PeerComparison, Result, Scalar
+    from touchstone.records import Lengths, MetricStatistics, PeerComparison, Result, Scalar, WorkloadSpec
     from touchstone.reporting.run_folder import Run
 
 METRIC = "total_time"
 
 
 @dataclass(frozen=True, slots=True)
+class PeerWorkload:
+    """One workload by the name that the rows of the comparison call it by."""
+
+    workload: Code
+    requests: Bilingual
+
+
+@dataclass(frozen=True, slots=True)
 class PeerRow:
-    """One engine on one workload."""
+    """One engine on one workload; `verdict` is that of the time, None for an engine that was not run."""
 
     workload: Code
     arm: str
     time: Amount
+    verdict: str | None
+    indicative: bool
     ratio: Amount
     interval: Amount
     share: Amount
@@ -45,9 +55,11 @@ class EngineRow:
 class PeersView:
     """The comparison of one test and its points; empty for every other test."""
 
+    workloads: tuple[PeerWorkload, ...] = ()
     rows: tuple[PeerRow, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     formulas: tuple[str, ...] = ()
+    note: Bilingual | None = None
 
 
 FORMULAS = (
@@ -61,8 +73,52 @@ def peers_view(run: Run, test_id: str) -> PeersView:
     members = [result for result in run.results if family_of(result.test_id) == test_id and result.peers]
     if is_point(test_id) or not members:
         return PeersView()
-    rows = tuple(row for result in members for row in _rows(result))
-    return PeersView(rows, tuple(_engine_rows(members)), FORMULAS)
+    specs = {test.test_id: test.workload for test in run.plan.tests}
+    told = ((result.test_id, specs.get(result.test_id)) for result in members)
+    return PeersView(
+        workloads=tuple(PeerWorkload(Code(name), requests_of(spec)) for name, spec in told if spec is not None),
+        rows=tuple(row for result in members for row in _rows(result)),
+        engines=tuple(_engine_rows(members)),
+        formulas=FORMULAS,
+        note=_note(members),
+    )
+
+
+def _note(members: list[Result]) -> Bilingual | None:
+    """Say how the intervals were made and from how many rounds; None where there is none."""
+    present = [peer for result in members for peer in result.peers if peer.interval is not None]
+    if not present or present[0].interval is None:
+        return None
+    level = percent(present[0].interval.level)
+    counts = sorted({len(peer.rounds) for peer in present})
+    rounds = exact(counts[0]) if len(counts) == 1 else f"{exact(counts[0])}–{exact(counts[-1])}"
+    return Bilingual(
+        f"Intervals of ratios: Student's at {level}, on the logarithms of {rounds} rounds, in each of which every "
+        "engine has one process. The verdict is that of the time. The share of the bound follows from the requests "
+        "alone, for every engine in the same way.",
+        f"比值的区间：置信水平 {level}，由 {rounds} 轮的对数比按 t 分布得出，每轮中每个引擎各有一个进程。"
+        "结论针对耗时。达到极限的比例只由请求推算，对每个引擎算法一致。",
+    )
+
+
+def requests_of(spec: WorkloadSpec) -> Bilingual:
+    """Say in a sentence what a workload asks of every engine."""
+    count, given, wanted = exact(spec.num_requests), _lengths(spec.input_tokens), _lengths(spec.output_tokens)
+    several = "request" if spec.num_requests == 1 else "requests"
+    english = f"{count} {several}, {given} tokens in, {wanted} out"
+    chinese = f"{count} 个请求，输入 {given} token，输出 {wanted} token"
+    if not spec.shared_fraction:
+        return Bilingual(english, chinese)
+    shared, prefix = percent(spec.shared_fraction, 0), percent(spec.prefix_fraction, 0)
+    return Bilingual(
+        f"{english}; {shared} of them begin with the same prefix, {prefix} of their length",
+        f"{chinese}；其中 {shared} 以同一前缀开头，前缀占长度的 {prefix}",
+    )
+
+
+def _lengths(lengths: Lengths) -> str:
+    same = lengths.low == lengths.high
+    return exact(lengths.low) if same else f"{exact(lengths.low)}–{exact(lengths.high)}"
 
 
 def _rows(result: Result) -> Iterator[PeerRow]:
@@ -77,6 +133,8 @@ def _row(test_id: str, peer: PeerComparison, item: MetricStatistics | None, *, i
         workload=Code(test_id),
         arm=peer.arm,
         time=_time(peer, item),
+        verdict=None if item is None else item.verdict.value,
+        indicative=item is not None and item.indicative and peer.seconds is not None,
         ratio=NOTHING if peer.ratio is None else Amount(_notation(peer, peer.ratio).write(peer.ratio), "×"),
         interval=_interval(peer),
         share=NOTHING if peer.share is None else Amount(percent(peer.share)),
@@ -126,11 +184,13 @@ _CLIENT_SIDE = Bilingual(
 
 
 def _engine_rows(members: list[Result]) -> Iterator[EngineRow]:
-    """Name each engine once; a setting that differs between workloads has all its values."""
-    told: dict[str, list[PeerComparison]] = {}
+    """Name each engine once, in the order of the plan; a setting that differs between workloads has all its values."""
+    told: dict[str, list[PeerComparison]] = {peer.arm: [] for result in members for peer in result.peers}
     for peer in (peer for result in members for peer in result.peers if peer.version is not None):
-        told.setdefault(peer.arm, []).append(peer)
+        told[peer.arm].append(peer)
     for arm, peers in told.items():
+        if not peers:
+            continue
         yield EngineRow(arm, Code(peers[0].version or ""), Code(settings_text([peer.settings for peer in peers])))
 
 

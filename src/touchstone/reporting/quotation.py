@@ -34,6 +34,8 @@ _NO_FURTHER_RUN: Mapping[Language, str] = {
     "zh": "*该项运行尚未提交；提交后由 `make paper` 从其结果填入此处。*",
     "en": "*That run is not committed yet; `make paper` fills this in from its results.*",
 }
+_HASHES = ("ledger_root", "fingerprint")
+_PEERS = "5.1"
 _OF = "of"
 
 
@@ -78,6 +80,11 @@ def _source_of(quotation: str) -> tuple[str, str]:
     return (words, inner) if of else (quotation, "")
 
 
+def quoted_lines(report: str, words: str, language: Language, glossary: Glossary) -> list[str]:
+    """Quote from a report outside of any document; QuotationError as for `fill`."""
+    return _Source(report, language, glossary, "").quote(words)
+
+
 def quotations(document: str) -> tuple[str, ...]:
     """List what a document quotes, in order."""
     return tuple(match["words"] for match in _BLOCK.finditer(document))
@@ -88,14 +95,16 @@ class _Source:
 
     def __init__(self, report: str, language: Language, glossary: Glossary, folder: str) -> None:
         self._lines = tuple(_placed(report))
-        self._folder = folder
+        self._folder, self._name = folder, f"report.{language}.md"
         self._term = {key: term[language] for key, term in glossary.terms.items()}
         self._kinds: Mapping[str, Callable[[list[str]], Iterable[str]]] = {
             "key-numbers": lambda _: self._table("share_of_bound"),
             "ideas": lambda _: self._table("does_it_pay"),
             "absent": lambda _: self._absent(),
-            "setting": lambda _: self._setting(),
+            "setting": lambda _: self._facts(_SETTING),
+            "identity": lambda _: self._facts((*_SETTING, *_HASHES)),
             "engines": lambda _: self._engines(),
+            "report": lambda _: [f"[{self._folder}{self._name}]({self._folder}{self._name})"],
             "checks": self._checks,
             "metrics": self._metrics,
             "figure": self._figure,
@@ -120,17 +129,28 @@ class _Source:
         rows = [line.text for line in self._lines if line.test_id is None and line.titles == titles]
         yield from rows or [f"{self._term['not_measured']}{self._term['colon']}{self._term['none']}"]
 
-    def _setting(self) -> Iterator[str]:
-        """Take what a headline number must not stand without: the processors, the model, its weights, the versions."""
+    def _facts(self, keys: tuple[str, ...]) -> Iterator[str]:
+        """Take what a headline number must not stand without: the processors, and the facts of these names."""
         titles = f"| {self._term['item']} | {self._term['value']} |"
         rows = [line.text for line in self._lines if line.test_id is None and line.titles == titles]
-        begins = tuple(f"| {self._term[key]} |" for key in _SETTING)
+        begins = tuple(f"| {self._term[key]} |" for key in keys)
         yield from (*rows[:2], *(row for row in rows if _GPU_ROW.match(row) or row.startswith(begins)))
 
     def _engines(self) -> Iterator[str]:
-        """Take the table that holds engines against the first one, on every workload."""
-        start = f"| {self._term['workload']} | {self._term['engine']} | "
-        yield from (line.text for line in self._lines if (line.titles or "").startswith(start))
+        """Take the first page's comparison of engines: workloads, times, versions; or why there is none."""
+        term = self._term
+        starts = (
+            f"| {term['workload']} | {term['requests_asked_for']} |",
+            f"| {term['workload']} | {term['engine']} | ",
+            f"| {term['engine']} | {term['version']} |",
+        )
+        own = [line for line in self._lines if line.test_id is None]
+        tables = [[line.text for line in own if (line.titles or "").startswith(start)] for start in starts]
+        if not any(tables):
+            yield from filter(None, [self._why_absent(_PEERS)])
+            return
+        for index, table in enumerate(tables):
+            yield from ([""] if index else []) + table
 
     def _checks(self, words: list[str]) -> Iterator[str]:
         """Take rows of a test's table of checks: the test, then the names of the checks."""

@@ -16,6 +16,7 @@ from touchstone.canonical import atomic_write
 from touchstone.experiment import load_experiments
 from touchstone.records import Verdict
 from touchstone.reporting.context import report_context, texts_of, views_of_tests
+from touchstone.reporting.further import further_runs
 from touchstone.reporting.html_page import html_page
 from touchstone.reporting.lint import (
     glossary_faults,
@@ -87,7 +88,8 @@ def render_report(run: Run, out_dir: Path) -> ReportPaths:
     glossary = Glossary.load(TEMPLATES / GLOSSARY_FILE)
     environments = {language: markdown_environment(language, glossary) for language in LANGUAGES}
     figures = write_figures(run, out_dir)
-    context = report_context(run, figures, environments["en"], glossary)
+    further = further_runs(run.directory, glossary)
+    context = report_context(run, figures, environments["en"], glossary) | {"further": further}
     texts = {
         language: render(environment, f"report.{language}.md.j2", context)
         for language, environment in environments.items()

@@ -12,7 +12,7 @@ from touchstone.records import Attempt, Environment, QualityAttempt, RunPlan
 from touchstone.reporting.errors import ReportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from touchstone.analysis.runs import TestRuns
@@ -41,8 +41,8 @@ class Run:
 
     @property
     def engine(self) -> EngineFacts | None:
-        """The engine as the first process that built one described it."""
-        return next((attempt.engine for attempt in self.attempts if attempt.engine is not None), None)
+        """The engine that the run is about; see `engine_of`."""
+        return engine_of(self.plan, self.attempts)
 
     def experiment(self, test_id: str) -> Experiment | None:
         """Return what the bench file declares for a test; None for a test without one."""
@@ -53,6 +53,15 @@ class Run:
         for attempt in self.attempts:
             if attempt.valid and attempt.test_id == test_id:
                 yield from attempt.measurements
+
+
+def engine_of(plan: RunPlan, attempts: Sequence[Attempt]) -> EngineFacts | None:
+    """Find the engine that the run names first, as the first process that built it described it.
+
+    An adapter of the user's own is named by its path, which its engine does not know: it is the first engine told of.
+    """
+    told = [attempt.engine for attempt in attempts if attempt.engine is not None]
+    return next((facts for facts in told if facts.name == plan.engine), next(iter(told), None))
 
 
 def load_run(run_dir: Path, experiments: Mapping[str, Experiment]) -> Run:

@@ -113,11 +113,12 @@ def model_note(plan: RunPlan) -> Printable | None:
     return Bilingual(plan.model.note, plan.model.note_zh)
 
 
-def run_rows(plan: RunPlan, attempts: Sequence[Attempt]) -> tuple[Row, ...]:
+def run_rows(plan: RunPlan, engine: EngineFacts | None, attempts: Sequence[Attempt]) -> tuple[Row, ...]:
     """Describe the run: engine, profile, device, seed, and the engine settings in force."""
     told = [attempt.engine for attempt in attempts if attempt.engine is not None]
-    name = Code(f"{told[0].name} {told[0].version}" if told else plan.engine)
-    settings = [each.settings for each in told if each.name == told[0].name] or [plan.engine_options]
+    name = Code(f"{engine.name} {engine.version}" if engine is not None else plan.engine)
+    own = [each.settings for each in told if engine is not None and each.name == engine.name]
+    settings = own or [plan.engine_options]
     return (
         Row(Term("engine"), name),
         Row(Term("profile"), Code(plan.profile)),

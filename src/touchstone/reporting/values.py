@@ -35,6 +35,14 @@ class Code:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """Finished Markdown in both languages: lines of another report, which are printed as they stand there."""
+
+    en: str
+    zh: str
+
+
 Printable: TypeAlias = "Amount | Term | Code | Bilingual | str | int"
 
 

@@ -32,13 +32,17 @@ ROWS = (
     "workload",
     "engine",
     "time_for_all",
+    "verdict",
     "time_over_first",
     "interval",
     "share_of_bound",
     "cached_in_all_runs",
     "remark",
 )
-ENGINES = ("engine", "version", "engine_settings")
+WORKLOADS = ("workload", "requests_asked_for")
+VERSIONS = ("engine", "version")
+SETTINGS = ("engine", "engine_settings")
+_SHARES = ("shared_fraction", "prefix_fraction")
 _EMPTY: Json = {
     "version": None,
     "settings": {},
@@ -180,6 +184,20 @@ def row_cells(told: Json, arm: str, language: str) -> list[list[str]] | None:
     return [time, *_cut(row), share(row["share"]), cached, [] if remark is None else numbers(remark)]
 
 
+def verdict_of(told: Json, arm: str) -> str | None:
+    """Verdict on the time of an engine; None for one that was not run."""
+    items = (item for item in told["statistics"] if (item["metric"], item["arm"]) == (METRIC, arm))
+    return next((str(item["verdict"]) for item in items), None)
+
+
+def request_numbers(workload: Json) -> list[str]:
+    """Numbers of the sentence on a workload: requests, lengths in and out, and what they share."""
+    lengths = (workload["input_tokens"], workload["output_tokens"])
+    ends = [end for length in lengths for end in dict.fromkeys((length["low"], length["high"]))]
+    shares = [100 * workload[name] for name in _SHARES] if workload["shared_fraction"] else []
+    return [written(value, 0).replace(",", "") for value in (workload["num_requests"], *ends, *shares)]
+
+
 def _cut(row: Json) -> tuple[list[str], list[str]]:
     """Write ratio and interval on the digits that the half-width allows."""
     ratio, interval = row["ratio"], row["interval"]
@@ -190,10 +208,9 @@ def _cut(row: Json) -> tuple[list[str], list[str]]:
     return notation(ratio), [] if interval is None else notation(interval["low"], interval["high"])
 
 
-def engine_cells(results: Mapping[str, Json], test_id: str, arm: str) -> tuple[str, str] | None:
-    """Version and settings of an engine over a test and its points, as the table has to say them."""
-    members = [told for name, told in results.items() if name.partition("@")[0] == test_id]
-    rows = [row for told in members for row in told["peers"] if row["arm"] == arm and row["version"] is not None]
+def engine_cells(results: Mapping[str, Json], arm: str) -> tuple[str, str] | None:
+    """Version and settings of an engine over all workloads, as the tables have to say them."""
+    rows = [row for told in results.values() for row in told["peers"] if row["arm"] == arm and row["version"]]
     if not rows:
         return None
     settings = [row["settings"] for row in rows]

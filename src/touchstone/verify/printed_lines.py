@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from touchstone.ledger import LEDGER_NAME
 from touchstone.verify.cells import compare
 from touchstone.verify.digits import numbers, plain, share, significant
 from touchstone.verify.outcome import Fault
@@ -19,6 +20,7 @@ from touchstone.verify.quotable import STRUCTURAL, Quotable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from touchstone.verify.places import Place, Report
     from touchstone.verify.shown import Case
@@ -35,12 +37,13 @@ class LineRules:
         self._case, self._report, self._quotable, self._arm = case, report, quotable, ""
         self._verdicts = {key: word[language] for key, word in (glossary["effects"] | glossary["verdicts"]).items()}
         self._words = {key: term[language].strip() for key, term in glossary["terms"].items()}
+        self._further = _lines_of_further_runs(case.evidence.folder, report.file)
         self._sweeps = SweepRules(case, report, self._words, self._verdicts)
         self._tables: dict[tuple[str, ...], Callable[[Place, list[str]], Iterator[str]]] = {
             **self._sweeps.tables,
             **MetricRules(case, report, self._words, self._verdicts, quotable).tables,
             **MachineRules(case, language).tables,
-            **SeriesRules(case, language, self._words).tables,
+            **SeriesRules(case, language, self._words, self._verdicts).tables,
         }
 
     def faults(self) -> Iterator[Fault]:
@@ -51,6 +54,8 @@ class LineRules:
 
     def _line(self, place: Place) -> Iterator[str]:
         text = place.text
+        if place.chapter == "summary" and text in self._further:
+            return
         if place.formula > 1 and place.metric is not None:
             yield from self._worked(place)
         elif text.startswith("|") and place.columns in self._tables and not is_head(place, self._words):
@@ -173,6 +178,13 @@ class LineRules:
         bare = [number.replace(",", "").lstrip("-") for number in wanted] + numbers(explanation or "")
         if numbers(place.text) != bare:
             yield f"the roofline is {', '.join(bare)}"
+
+
+def _lines_of_further_runs(folder: Path, file: str) -> frozenset[str]:
+    """Rows that the first page may quote from the reports of runs beside this one, which are verified by themselves."""
+    reports = (ledger.parent / file for ledger in folder.glob(f"*/{LEDGER_NAME}"))
+    texts = [report.read_text(encoding="utf-8") for report in reports if report.is_file()]
+    return frozenset(line for text in texts for line in text.split("\n") if line.startswith("|"))
 
 
 def _hash_faults(cell: str) -> Iterator[str]:

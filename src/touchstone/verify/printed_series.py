@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 
 class SeriesRules:
-    """The rules for tables of scaling and of engines. `words` are those of the report's language."""
+    """The rules for tables of scaling and of engines. `words` and `verdicts` are those of the report's language."""
 
-    def __init__(self, case: Case, language: str, words: Mapping[str, str]) -> None:
-        self._case, self._language, self._words = case, language, words
+    def __init__(self, case: Case, language: str, words: Mapping[str, str], verdicts: Mapping[str, str]) -> None:
+        self._case, self._language, self._words, self._verdicts = case, language, words, verdicts
         self.tables: dict[tuple[str, ...], Callable[[Place, list[str]], Iterator[str]]] = {
             scaling_tables.POINTS: self._scaling_point,
             scaling_tables.FITS: self._scaling_fit,
             peers.ROWS: self._peer,
-            peers.ENGINES: self._engine,
+            peers.WORKLOADS: self._workload,
+            peers.VERSIONS: self._version,
+            peers.SETTINGS: self._settings,
         }
 
     def _scaling_point(self, place: Place, row: list[str]) -> Iterator[str]:
@@ -56,11 +58,27 @@ class SeriesRules:
         if wanted is None:
             yield f"the results hold no engine {arm} on {row[0]}"
             return
-        yield from compare_row(row[2:-1], wanted[:-1])
-        if numbers(row[-1]) != wanted[-1]:
+        time, verdict, *others, remark = row[2:]
+        yield from compare_row([time, *others], wanted[:-1])
+        given = peers.verdict_of(told, arm)
+        if not verdict.startswith("—" if given is None else self._verdicts[given]):
+            yield f"the verdict on {arm} is {given}, not {verdict}"
+        if numbers(remark) != wanted[-1]:
             yield f"the numbers of the remark on {arm} are not those of the results"
 
-    def _engine(self, place: Place, row: list[str]) -> Iterator[str]:
-        wanted = peers.engine_cells(self._case.results, place.test_id or "", bare(row[0]))
-        if wanted is None or tuple(bare(cell).replace(r"\|", "|") for cell in row[1:]) != wanted:
+    def _workload(self, _: Place, row: list[str]) -> Iterator[str]:
+        planned = {test["test_id"]: test["workload"] for test in self._case.evidence.plan["tests"]}
+        workload = planned.get(bare(row[0]))
+        if workload is None or numbers(row[1]) != peers.request_numbers(workload):
+            yield f"the plan asks for other requests on {row[0]}"
+
+    def _version(self, _: Place, row: list[str]) -> Iterator[str]:
+        yield from self._engine(row, 0)
+
+    def _settings(self, _: Place, row: list[str]) -> Iterator[str]:
+        yield from self._engine(row, 1)
+
+    def _engine(self, row: list[str], index: int) -> Iterator[str]:
+        wanted = peers.engine_cells(self._case.results, bare(row[0]))
+        if wanted is None or bare(row[1]).replace(r"\|", "|") != wanted[index]:
             yield f"version or settings of {row[0]} are not those of the results"

@@ -59,7 +59,8 @@ def _quotable_everywhere(case: Case) -> frozenset[str]:
     """Numbers of the machine, of the plan and of the engine, as they were recorded."""
     evidence = case.evidence
     engines = [attempt["engine"] for attempt in evidence.attempts() if attempt["engine"] is not None]
-    built = [each["settings"] for each in engines if each["name"] == engines[0]["name"]]
+    named = [each for each in engines if each["name"] == evidence.plan["engine"]] or engines[:1]
+    built = [each["settings"] for each in engines if each["name"] == named[0]["name"]]
     gpus = evidence.environment["hardware"]["gpus"]
     sizes = [evidence.environment["hardware"]["memory_bytes"], *(gpu["memory_bytes"] for gpu in gpus)]
     limit = evidence.environment["hardware"]["cgroup_memory_bytes"]
@@ -74,7 +75,7 @@ def _quotable_everywhere(case: Case) -> frozenset[str]:
     ]
     titles = [told["test_id"] for told in case.results.values()]
     amounts = [plain(value) for value in _numbers_inside([evidence.environment, plan])]
-    return tokens(evidence.environment, plan, engines[:1], built, evidence.root_sha256, titles) | {
+    return tokens(evidence.environment, plan, named[:1], built, evidence.root_sha256, titles) | {
         *in_gigabytes,
         *shares,
         *amounts,
