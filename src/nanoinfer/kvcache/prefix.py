@@ -105,8 +105,7 @@ class PrefixIndex:
     def _enter(self, digests: Iterable[bytes], blocks: Sequence[int]) -> None:
         block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
         for digest, block in zip(digests, blocks, strict=True):
-            if digest not in block_by_digest:
-                block_by_digest[digest] = block
+            if block_by_digest.setdefault(digest, block) == block:
                 digest_by_block[block] = digest
 
     def retire(self, blocks: Iterable[int]) -> list[int]:
