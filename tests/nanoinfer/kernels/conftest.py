@@ -24,6 +24,30 @@ def _single_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=HAS_TRITON)
+def _interpreter_patches_the_language_once_a_launch():
+    """Spare it to patch the whole language anew for each function that a kernel calls."""
+    from triton import language  # noqa: PLC0415  only where Triton is installed
+    from triton.runtime import interpreter  # noqa: PLC0415  likewise
+
+    patch_language, no_changes = interpreter._patch_lang, interpreter._LangPatchScope
+    modules = {id(language), id(language.core)}  # it patches those of them that the function's module has a name for
+    launch, patched = no_changes(), set()
+
+    def patch_once(function):
+        nonlocal launch, patched
+        seen = modules.intersection(map(id, function.__globals__.values()))
+        if launch._changes and seen <= patched:
+            return no_changes()
+        changes = patch_language(function)
+        launch, patched = (launch, patched | seen) if launch._changes else (changes, seen)
+        return changes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_once)
+        yield
+
+
 @pytest.fixture(autouse=HAS_TRITON)
 def _interpreter_multiplies_bfloat16(monkeypatch):
     """Widen bfloat16 operands: the interpreter keeps them as uint16 and would multiply their bit patterns."""
