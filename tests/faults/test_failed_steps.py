@@ -22,6 +22,7 @@ def fail_at(monkeypatch, owner, name, number, fault):
     monkeypatch.setattr(owner, name, call)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("out of memory")])
 @pytest.mark.parametrize(("owner", "name"), [(Runner, "launch"), (StepHandle, "tokens")])
 @pytest.mark.parametrize("number", [1, 2, 7])

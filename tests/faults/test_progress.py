@@ -61,6 +61,7 @@ requests = st.lists(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=250, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     arrivals=requests,
@@ -122,6 +123,7 @@ def greedy(max_tokens):
     return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("policy", ["separated", "mixed"])
 def test_a_pool_of_four_blocks_serves_what_fits_and_refuses_what_outgrows_it(folder, policy):
     small = {"device": "cpu", "num_kv_blocks": 4, "block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 16}

@@ -33,6 +33,7 @@ SWITCHES = list(
 )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("prefix_cache", "scheduling", "block_size", "budget", "pool", "overlap"), SWITCHES)
 def test_greedy_tokens_equal_transformers_for_every_combination_of_switches(
     tiny, ragged, prefix_cache, scheduling, block_size, budget, pool, overlap
@@ -63,6 +64,7 @@ def test_greedy_tokens_equal_transformers_for_every_combination_of_switches(
         assert hits > 0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("shape", ["qwen3", "qwen3-bias", "qwen2", "llama", "llama-bias"])
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
 def test_greedy_tokens_of_each_family_equal_transformers(tiny, ragged, shape, scheduling):

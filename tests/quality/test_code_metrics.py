@@ -352,6 +352,7 @@ BODIES = st.recursive(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=200, deadline=None)
 @given(BODIES)
 def test_any_nesting_of_the_known_habits_is_explained(source):

@@ -39,6 +39,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_figure_is_the_same_byte_for_byte_and_needs_no_font(name, tmp_path: Path):
     for run in ("first", "second"):

@@ -341,6 +341,7 @@ def test_engines_are_gone_before_the_next_ones_are_built_and_kept_for_a_unit_tha
     assert closed == [False, False]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("forgets", "agrees", "same_prompts", "num_built"),
     [

@@ -180,6 +180,7 @@ def test_without_a_run_the_paper_says_so_and_makes_nothing(repository):
     assert "No paper run is committed yet" in (repository / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.no_cover
 def test_a_committed_run_is_rendered_twice_to_the_same_bytes(sample, repository, monkeypatch):
     monkeypatch.setattr(papers, "DOCUMENTS", ())
     folder = repository / "paper"

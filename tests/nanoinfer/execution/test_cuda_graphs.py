@@ -120,6 +120,7 @@ def test_rows_are_staged_with_the_last_block_of_their_tables_and_padded():
     assert staged.in_plan_order(torch.tensor([70, 80])) == [80, 70]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("decodes", [(1, 2, 4, 5), (5,), (2,)])
@@ -136,6 +137,7 @@ def test_padded_decodes_give_the_same_tokens_and_say_that_they_were_replayed(
         assert step.graph == (step.phase == "decode" and step.num_requests <= decodes[-1])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("scheduling", ["separated", "mixed"])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("budget", [5, 23, 4096])  # long prompts come in chunks

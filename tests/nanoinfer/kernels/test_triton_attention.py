@@ -129,6 +129,7 @@ def test_decode_stores_the_new_token_and_attends_as_the_reference(dtype, block_s
     assert not _arrivals(found.device).any()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (7, 1, 16), (20, 1, 16), (6, 2, 32)])
 @pytest.mark.parametrize("norm", [True, False])
 def test_decode_handles_every_grouping_of_heads(heads, kv_heads, head_dim, norm, device):
@@ -136,6 +137,7 @@ def test_decode_handles_every_grouping_of_heads(heads, kv_heads, head_dim, norm,
     case.check(case.decode(cuts=Cuts(3, 32)))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("tile_keys", [16, 64])
 @pytest.mark.parametrize("block_size", [16, 32, 256])
 def test_decode_tile_may_be_smaller_or_larger_than_a_block(tile_keys, block_size, device):
@@ -143,6 +145,7 @@ def test_decode_tile_may_be_smaller_or_larger_than_a_block(tile_keys, block_size
     case.check(case.decode(cuts=Cuts(4, 32), tuning=DecodeTuning(tile_keys, 2, 2)))
 
 
+@pytest.mark.no_cover
 def test_more_contexts_than_are_looked_at_together_find_their_parts(device, monkeypatch):
     monkeypatch.setattr(decode_attention_module, "ROWS_AT_ONCE", 4)
     case = decode_case([65, 1, 0, 2, 33, 0, 40, 7, 90], device, heads=1, kv_heads=1, head_dim=16)
@@ -169,6 +172,7 @@ def test_contexts_of_a_batch_that_may_be_mostly_padding_are_cut_for_the_few_that
     assert context_cuts(batch_size, 8, 132, sparse=True) == Cuts(297, 32)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("contexts", [[0, 0, 0], [0, 33, 0, 0, 90, 0], [40] + [0] * 7])
 @pytest.mark.parametrize("cuts", [Cuts(1, 1), Cuts(7, 32)], ids=str)
 def test_rows_of_no_sequence_are_left_alone_wherever_they_stand(contexts, cuts, device):
@@ -198,6 +202,7 @@ def test_prefill_equals_reference_for_prompts_chunks_and_prefix_hits(dtype, bloc
     case.check(case.prefill())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 2, 64), (7, 1, 16), (4, 2, 128), (20, 1, 16)])
 @pytest.mark.parametrize("norm", [True, False])
 def test_prefill_handles_every_grouping_of_heads(heads, kv_heads, head_dim, norm, device):
@@ -238,6 +243,7 @@ def test_decode_rows_prompts_and_padding_share_one_step(num_decodes, device):
     assert relative_error(case.blocks.flatten(1, 2)[:, case.slots], blocks.flatten(1, 2)[:, case.slots]) < 1e-6
 
 
+@pytest.mark.no_cover
 def test_decode_kernel_and_prefill_kernel_agree_on_single_tokens(device):
     case = decode_case([1, 31, 50], device, **SMALL)
     assert relative_error(case.decode(), case.prefill()) < TOLERANCE[torch.float32]

@@ -376,6 +376,7 @@ def test_admission_leaves_running_requests_a_block_to_grow_into(policy):
 # --- prefix cache ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @both_policies
 @pytest.mark.parametrize("budget", [16384, 700])
 @pytest.mark.parametrize("block_size", [1, 16, 64, 256])

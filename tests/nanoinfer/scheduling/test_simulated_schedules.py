@@ -119,6 +119,7 @@ def run_crowd(seed, num_requests=24, **options):
 COMBINATIONS = list(product(["separated", "mixed"], [False, True], [0, 1], [7, 64]))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("policy", "prefix_cache", "lookahead", "budget"), COMBINATIONS)
 def test_crowd_short_of_blocks_gets_the_tokens_of_lonely_requests(policy, prefix_cache, lookahead, budget):
     options = {"policy": policy, "prefix_cache": prefix_cache, "lookahead": lookahead}

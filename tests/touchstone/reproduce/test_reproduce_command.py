@@ -145,6 +145,7 @@ class TestCompare:
 
 
 class TestMarkdown:
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(
         "changes",
         [
@@ -173,6 +174,7 @@ class TestMarkdown:
         if "invalid" not in changes:  # the cause of an invalid attempt is told in the words of the ledger
             assert glossary_faults(texts["zh"], texts["en"], glossary.terms, glossary.units) == ()
 
+    @pytest.mark.no_cover
     def test_the_same_runs_give_the_same_bytes(self, paper, tmp_path):
         here = write_whole(tmp_path / "here")
         assert render_reproduction(outcomes(paper, here, *CLAIMS)) == render_reproduction(

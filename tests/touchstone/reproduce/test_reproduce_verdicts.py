@@ -283,6 +283,7 @@ class TestReasons:
         outcome = only(paper, write_switched(tmp_path / "here", switch=switch), SWITCH | {"direction": direction})
         assert told in outcome.reason.en
 
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(
         ("switch", "unsteady", "told"),
         [

@@ -73,6 +73,7 @@ def change_runs(story, test_id, arm, change):
         story.retrace(run, change)
 
 
+@pytest.mark.no_cover
 def test_the_good_run_is_caught_at_nothing(good, tmp_path):
     assert caught(good, good.story.copy(), tmp_path / "run") == set()
 

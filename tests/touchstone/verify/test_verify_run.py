@@ -93,6 +93,7 @@ def test_the_last_check_can_be_left_out(run, monkeypatch):
     assert "made_again" not in {outcome.id for outcome in outcomes}
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("_no_figures")
 def test_a_record_without_the_fields_that_have_a_default_is_verified_too(run, tmp_path):
     """What an earlier version of the instrument wrote is shorter by the fields that were added since."""
@@ -109,6 +110,7 @@ def test_a_record_without_the_fields_that_have_a_default_is_verified_too(run, tm
     assert all(outcome.passed for outcome in outcomes)
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("_no_figures")
 def test_settings_that_tests_changed_are_known_to_be_the_engines(run, tmp_path):
     story = Story.read(run.folder)
