@@ -376,7 +376,7 @@ def reproduce(
         "paper"
     ),
 ) -> None:
-    """Hold a run against the paper's, claim by claim; writes reproduction.en.md and reproduction.zh.md into DIR."""
+    """Hold a run against the paper's, claim by claim; writes reproduction.{en,zh}.md into the folder of your run."""
     from touchstone.reproduce.command import reproduce_run  # noqa: PLC0415  scipy is slow to load
 
     with _never_a_verdict():
