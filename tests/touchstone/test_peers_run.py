@@ -4,12 +4,14 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from tests.touchstone.factories import make_trace
 from tests.touchstone.peers_sample import ENGINES, MODEL, READING, TIMES, jitter, write_peers_run
 from touchstone.analysis.peers import least_s
+from touchstone.analysis.plausibility import arms_interleaved
 from touchstone.analysis.results import results_of, write_results
 from touchstone.analysis.roofline import fastest, model_work
 from touchstone.analysis.runs import read_runs
@@ -152,6 +154,15 @@ def test_the_first_page_holds_the_comparison_with_workloads_verdicts_and_version
         assert first_page.count("| `5.1@w4` | `vllm` | ") == 1
         assert re.search(r"^\| `5\.1@w4` \| 20 .* 128 .* 8\D.*70 % .* 80 %.* \|$", first_page, re.MULTILINE)
         assert re.findall(r"^\| `(\S+)` \| `\S+` \|$", first_page, re.MULTILINE) == list(ENGINES)
+
+
+def test_engines_that_do_not_take_turns_are_found(sample):
+    runs = read_runs(sample[0]).tests["5.1"]
+    told = arms_interleaved(runs)
+    assert told.passed
+    assert told.detail.startswith("9 processes of 3 engines that take turns in 3 rounds, 0 ")
+    one_after_the_other = sorted(runs.attempts, key=lambda attempt: attempt[1].engine.name)
+    assert not arms_interleaved(replace(runs, attempts=tuple(one_after_the_other))).passed
 
 
 @pytest.mark.parametrize(

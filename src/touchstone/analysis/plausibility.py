@@ -327,7 +327,12 @@ def prompts_never_repeat(test: TestRuns) -> Check | None:
 
 
 def arms_interleaved(test: TestRuns) -> Check | None:
-    """Catch one arm measured long after the other: equal counts, equal mean position in each block, rising times."""
+    """Catch one arm measured long after the other: equal counts, equal mean position in each block, rising times.
+
+    Engines have processes of their own: there it is rounds, each with one process of every engine, that must not mix.
+    """
+    if test.arms_apart and all(arm.engine is not None for arm in test.planned.arms):
+        return _engines_in_turns(test)
     faults = 0
     for _, attempt in test.attempts:
         if not attempt.valid or len(test.arms) < 2 or len({row.arm for row in attempt.measurements}) < 2:  # noqa: PLR2004  pairs
@@ -344,6 +349,20 @@ def arms_interleaved(test: TestRuns) -> Check | None:
         passed=faults == 0,
         detail=f"{len(test.processes)} processes, {faults} in which the arms do not alternate in time",
         detail_zh=f"{len(test.processes)} 个进程，其中 {faults} 个进程内各组在时间上未交替",
+    )
+
+
+def _engines_in_turns(test: TestRuns) -> Check:
+    """Require every round to end before the next one begins; the ledger's order is the order of the processes."""
+    round_of = {unit.unit_id: unit.process for unit in test.units}
+    rounds = [round_of[a.unit_id] for _, a in test.attempts if a.valid and a.unit_id in round_of]
+    late = sum(earlier > later for earlier, later in pairwise(rounds))
+    counts = (len(test.processes), len(test.arms), len(set(rounds)), late)
+    return Check(
+        id="arms_interleaved",
+        passed=late == 0,
+        detail="{} processes of {} engines that take turns in {} rounds, {} out of their round".format(*counts),
+        detail_zh="{} 个进程，{} 个引擎按轮次交替，共 {} 轮，其中 {} 个进程不在其轮次之内".format(*counts),
     )
 
 
