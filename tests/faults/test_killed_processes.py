@@ -73,6 +73,7 @@ def test_a_killed_orchestrator_takes_its_worker_along_and_the_run_resumes(phased
     assert phased.events(directory) == ["started", "resumed", "finished"]
 
 
+@pytest.mark.no_cover
 def test_a_run_with_killed_and_interrupted_attempts_is_reported_and_verified(phased, fault_at, tmp_path):
     marker, directory = fault_at("timed", "linger"), tmp_path / "run"
     stop(phased, directory, marker, signal.SIGINT)

@@ -120,6 +120,7 @@ class TestSource:
         assert source.diff_sha256 is None
         assert source.lock_sha256 is not None
 
+    @pytest.mark.no_cover
     def test_changed_and_untracked_files_change_the_hash(self, repository):
         write(repository / "code.py", "x = 2\n")
         changed = capture_source(repository)
@@ -170,6 +171,7 @@ class TestAnArchiveOfACommit:
         (archived / "empty").mkdir()
         assert capture_source(archived, output=archived / "p").dirty is False
 
+    @pytest.mark.no_cover
     @pytest.mark.parametrize("name", ["code.py", "new.py", "tools/results/new.py", STAMP])
     def test_a_changed_or_added_file_makes_it_dirty(self, archived, name):
         write(archived / name, f"commit {'1' * 40}\ntree {'2' * 40}\n")

@@ -399,6 +399,7 @@ def test_an_engine_that_refuses_to_start_is_asked_once_for_all_units_of_a_proces
         assert len(asked) == 2
 
 
+@pytest.mark.no_cover
 def test_units_are_profiled_once_nothing_more_is_timed_on_their_engines(fake, tmp_path, monkeypatch):
     """A profiler leaves memory and hooks behind, which would be measured with the next unit."""
     from fake_engine import ProfilingFake  # noqa: PLC0415  as above

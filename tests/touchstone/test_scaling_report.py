@@ -39,6 +39,7 @@ def lines(axes, label):
     return [line for line in axes.lines if line.get_label() == label]
 
 
+@pytest.mark.no_cover
 def test_the_figure_is_the_same_byte_for_byte(tmp_path):
     for run in ("first", "second"):
         save_svg(draw_scaling([FIT, ALONE]), tmp_path / run / "figure.svg")

@@ -114,6 +114,7 @@ def test_noise_does_not_depend_on_the_row_or_the_batch(device):
     assert together[1] == alone[0]
 
 
+@pytest.mark.no_cover
 def test_excluded_tokens_are_never_drawn(device):
     logits = torch.full((6, 2000), -torch.inf, device=device)
     logits[:, [5, 1500]] = 0.0

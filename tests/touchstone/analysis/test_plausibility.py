@@ -120,6 +120,7 @@ def _doubled(quantity):
 class TestSampleFiguresOfThePlan:
     CANARY = Canary(before=RTX_3090, after=RTX_3090)
 
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(
         ("prefill_ms", "decode_ms", "metric"),
         [(1000, 1 / 512, "decode_throughput"), (331.5, 0.1 / 512, "prefill_throughput")],

@@ -26,6 +26,7 @@ def found(comparison, metric, arm="default", test_id="1.1"):
 
 
 class TestOneMachine:
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(("scale", "expected"), [(1.2, "HIGHER"), (0.8, "LOWER"), (1.0, "EQUIVALENT")])
     def test_paired_speeds_are_judged_with_their_interval(self, before, tmp_path, scale, expected):
         one = found(compared(before, write_run(tmp_path / "after", scale=scale)), "total_time")

@@ -40,6 +40,7 @@ def verdict(paper, here, one):
 
 
 class TestSpeedsOnTheSameHardware:
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(
         ("scale", "spread", "expected"),
         [
@@ -86,6 +87,7 @@ class TestOtherHardware:
         assert found.outcomes[0].verdict is ClaimVerdict.NOT_COMPARABLE
         assert "no share of the roofline is recorded" in found.outcomes[0].reason.en
 
+    @pytest.mark.no_cover
     @pytest.mark.parametrize(
         ("switch", "spread", "expected"),
         [

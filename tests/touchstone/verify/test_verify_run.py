@@ -74,6 +74,7 @@ def named(outcomes):
     return {fault.file for outcome in outcomes for fault in outcome.faults}
 
 
+@pytest.mark.no_cover
 def test_an_untouched_run_passes_every_check(run):
     outcomes = verify_run(run.folder, run.experiments)
     assert [str(fault) for outcome in outcomes for fault in outcome.faults] == []
@@ -86,6 +87,7 @@ def test_a_copy_passes_too(run, quick, tmp_path):
     assert failed(quick(copy)) == set()
 
 
+@pytest.mark.no_cover
 def test_the_last_check_can_be_left_out(run, monkeypatch):
     monkeypatch.setattr(verification, "Remaking", None)
     outcomes = verify_run(run.folder, run.experiments, remake=False)
@@ -338,6 +340,7 @@ def test_a_missing_file_is_named(run, quick, tmp_path, name):
     assert name in named(outcomes)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ["results/1.1_better.json", "figures/extra.svg"])
 def test_a_file_too_many_is_named(run, quick, tmp_path, name):
     copy = shutil.copytree(run.folder, tmp_path / "copy")
