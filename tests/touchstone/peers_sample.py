@@ -64,9 +64,9 @@ def plan_peers(folder: Path) -> tuple[RunPlan, dict[str, Experiment]]:
 
 
 def write_peers_run(
-    run_dir: Path, failing: frozenset[str] = frozenset(), *, finished: bool = False
+    run_dir: Path, failing: frozenset[str] = frozenset(), *, finished: bool = False, working: str = ""
 ) -> dict[str, Experiment]:
-    """Write a run folder; every attempt of the engines in `failing` is invalid."""
+    """Write a run folder; every attempt of the engines in `failing` is invalid, but of the unit named in `working`."""
     plan, experiments = plan_peers(run_dir)
     environment = machine(1)
     tests = {test.test_id: test for test in plan.tests}
@@ -75,7 +75,7 @@ def write_peers_run(
         ledger.append(EntryKind.PLAN, plan)
         for number, unit in enumerate(plan.units):
             engine = unit.arm_order[0]
-            failed = engine in failing
+            failed = engine in failing and unit.unit_id != working
             for attempt in (1, 2) if failed else (1,):
                 body = Attempt(
                     unit_id=unit.unit_id,

@@ -341,8 +341,18 @@ def test_a_comparison_in_which_no_engine_worked_is_quoted_with_its_reason(reposi
     monkeypatch.setattr(papers, "PROFILE", "smoke")
     monkeypatch.setattr(papers, "has_commit", lambda _: True)
     papers.take_over(run, repository / "paper" / "peers", experiments)
-    make_paper(experiments, repository)
+    made = make_paper(experiments, repository)
     assert "`the engine broke`" in (repository / "README.md").read_text(encoding="utf-8")
+    assert [outcome.faults for outcome in verify_run(made.runs[0], experiments, remake=False) if outcome.faults] == []
+
+
+def test_a_comparison_of_which_one_workload_alone_worked_can_be_published(tmp_path):
+    experiments = write_peers_run(tmp_path, failing=frozenset(ENGINES), finished=True, working="5.1@w3-nanoinfer-p0")
+    papers.write_results(papers.load_run(tmp_path, experiments).results, tmp_path / "results")
+    assert not papers.render_report(papers.load_run(tmp_path, experiments), tmp_path).faults
+    text = (tmp_path / "report.en.md").read_text(encoding="utf-8")
+    assert "| `5.1@w3` | `vllm` | — |" in text.split("\n## ")[1]
+    assert [outcome.faults for outcome in verify_run(tmp_path, experiments, remake=False) if outcome.faults] == []
 
 
 def test_the_paper_is_not_taken_over_from_itself(sample, monkeypatch):

@@ -146,10 +146,10 @@ class _Source:
         )
         own = [line for line in self._lines if line.test_id is None]
         tables = [[line.text for line in own if (line.titles or "").startswith(start)] for start in starts]
-        if not any(tables):
+        held = [table for table in tables if table]
+        if not held:
             yield from filter(None, [self._why_absent(_PEERS)])
-            return
-        for index, table in enumerate(tables):
+        for index, table in enumerate(held):
             yield from ([""] if index else []) + table
 
     def _checks(self, words: list[str]) -> Iterator[str]:
