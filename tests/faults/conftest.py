@@ -18,13 +18,17 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
     """No test of this folder may leave a process or a piece of shared memory."""
-    before = shared_memory()
+    before, processes = shared_memory(), children()
     yield
-    assert psutil.Process().children(recursive=True) == []
+    assert children() - processes == set()
     deadline = time.monotonic() + 30  # other tests that run at the same time need theirs for a moment
     while left := shared_memory() - before:
         assert time.monotonic() < deadline, f"shared memory is left: {left}"
         time.sleep(0.1)
+
+
+def children():
+    return set(psutil.Process().children(recursive=True))
 
 
 def shared_memory():
