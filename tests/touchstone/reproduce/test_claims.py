@@ -13,7 +13,7 @@ from touchstone.reproduce.errors import ClaimsError
 from touchstone.schemas import PUBLISHED, schema_text
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PAPERS = (REPOSITORY / "paper" / CLAIMS_NAME, REPOSITORY / "paper" / "peers" / CLAIMS_NAME)
+PAPERS = sorted((REPOSITORY / "paper").rglob(CLAIMS_NAME))
 SPEED = claim("absolute", metric="total_time")
 
 
@@ -25,9 +25,10 @@ def refusal(folder, *claims):
 
 
 class TestThePapersClaims:
-    def test_they_can_be_read_and_cover_every_test_and_every_class(self):
+    def test_they_can_be_read_and_cover_every_class_and_every_test_of_a_committed_run(self):
         claims = [one for path in PAPERS for one in load_claims(path)]
-        assert {one.test_id for one in claims if not is_point(one.test_id)} == set(PLAN)
+        compared = {"5.1"} if (REPOSITORY / "paper" / "peers" / "ledger.jsonl").exists() else set()
+        assert {one.test_id for one in claims if not is_point(one.test_id)} == {*PLAN} - {"5.1"} | compared
         assert {one.test_id for one in claims} <= {*PLAN, *(each.plan_id for each in load_experiments())}
         assert {one.claim_class for one in claims} == set(ClaimClass)
 
